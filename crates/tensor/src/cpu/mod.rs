@@ -1,0 +1,5 @@
+//! CPU kernels on plain slices.
+
+pub mod gemm;
+pub mod math;
+pub mod simd;

@@ -1,0 +1,4 @@
+//! Weft's tensors.
+pub mod cpu;
+mod dtype;
+pub use dtype::{DType, Element, Real};
