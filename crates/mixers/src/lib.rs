@@ -1,1 +1,22 @@
-//! Weft mixers.
+//! Sequence mixers: causal maps x [B, T, D] -> y [B, T, D] with a state that can be split, forked and saved.
+//!
+//! One folder per mixer, each with its plain reference, its fast form and its step; [`registry`] lists them,
+//! [`laws`] is the suite that every one of them must pass, [`golden`] reads numbers of reference
+//! implementations. Machinery that several mixers share is in [`shared`].
+
+pub mod error;
+pub mod golden;
+pub mod mixer;
+pub mod padding;
+pub mod params;
+pub mod registry;
+pub mod safetensor;
+pub mod shared;
+pub mod state;
+mod state_file;
+
+pub use error::{Error, Result};
+pub use mixer::{Call, Form, Mixer};
+pub use params::{Init, Linear, Param, Params, Scope};
+pub use registry::{Entry, Options};
+pub use state::State;

@@ -58,7 +58,9 @@ impl fmt::Display for DType {
 }
 
 /// A type that can be an element of a tensor.
-pub trait Element: Copy + Send + Sync + Default + PartialEq + PartialOrd + fmt::Debug + bytemuck::Pod + 'static {
+pub trait Element:
+    Copy + Send + Sync + Default + PartialEq + PartialOrd + fmt::Debug + bytemuck::Pod + 'static
+{
     /// The run-time tag.
     const DTYPE: DType;
     /// Conversion through f64 (exact for all but large i64).

@@ -24,7 +24,11 @@ impl Strides {
 }
 
 fn reach(rows: usize, cols: usize, s: Strides) -> usize {
-    if rows == 0 || cols == 0 { 0 } else { (rows - 1) * s.rs + (cols - 1) * s.cs + 1 }
+    if rows == 0 || cols == 0 {
+        0
+    } else {
+        (rows - 1) * s.rs + (cols - 1) * s.cs + 1
+    }
 }
 
 /// c = beta * c + alpha * a b, with a [m, k], b [k, n], c [m, n]. `beta` 0 overwrites c without reading it.
@@ -42,14 +46,30 @@ pub fn gemm<R: Real>(
     (c, sc): (&mut [R], Strides),
     parallel: bool,
 ) {
-    assert!(a.len() >= reach(m, k, sa), "gemm: a has {} elements, [{m}, {k}] needs more", a.len());
-    assert!(b.len() >= reach(k, n, sb), "gemm: b has {} elements, [{k}, {n}] needs more", b.len());
-    assert!(c.len() >= reach(m, n, sc), "gemm: c has {} elements, [{m}, {n}] needs more", c.len());
+    assert!(
+        a.len() >= reach(m, k, sa),
+        "gemm: a has {} elements, [{m}, {k}] needs more",
+        a.len()
+    );
+    assert!(
+        b.len() >= reach(k, n, sb),
+        "gemm: b has {} elements, [{k}, {n}] needs more",
+        b.len()
+    );
+    assert!(
+        c.len() >= reach(m, n, sc),
+        "gemm: c has {} elements, [{m}, {n}] needs more",
+        c.len()
+    );
     assert!(matches!(R::DTYPE, DType::F32 | DType::F64));
     if m == 0 || n == 0 {
         return;
     }
-    let threads = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+    let threads = if parallel {
+        gemm::Parallelism::Rayon(0)
+    } else {
+        gemm::Parallelism::None
+    };
     // SAFETY: the three assertions above keep every address inside its slice, c is borrowed mutably and so
     // overlaps neither a nor b, and gemm accepts f32 and f64.
     unsafe {

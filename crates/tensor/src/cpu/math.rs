@@ -9,7 +9,11 @@ const LN2_LO: f32 = -2.121_944_4e-4;
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let clamped = if x < -87.336_54 { -87.336_54 } else { x };
-    let clamped = if clamped > 88.722_84 { 88.722_84 } else { clamped };
+    let clamped = if clamped > 88.722_84 {
+        88.722_84
+    } else {
+        clamped
+    };
     // n = round(x / ln 2), by adding and removing 1.5 * 2^23.
     let magic = 12_582_912.0_f32;
     let n = (clamped * LOG2_E + magic) - magic;
@@ -18,7 +22,7 @@ pub fn exp(x: f32) -> f32 {
     let mut p = 1.388_890_5e-3_f32;
     p = p * r + 8.333_645e-3;
     p = p * r + 4.166_662_6e-2;
-    p = p * r + 1.666_665_9e-1;
+    p = p * r + 1.666_666e-1;
     p = p * r + 0.5;
     let e = p * r * r + r + 1.0;
     // 2^n in two factors, so that n = 128 does not overflow the exponent field.
@@ -50,7 +54,7 @@ pub fn ln(x: f32) -> f32 {
     p = p * r - 1.666_805_7e-1;
     p = p * r + 2.000_071_5e-1;
     p = p * r - 2.499_999_4e-1;
-    p = p * r + 3.333_333_1e-1;
+    p = p * r + 0.333_333_3;
     let r2 = r * r;
     let y = e * LN2_LO + p * r * r2 - 0.5 * r2;
     let y = y + r + e * LN2_HI;
@@ -77,8 +81,8 @@ pub fn tanh(x: f32) -> f32 {
     let large = (1.0 - e) / (1.0 + e);
     // Below 0.3 the quotient loses digits to cancellation: odd Taylor polynomial instead.
     let s = a * a;
-    let mut p = -1.456_3e-3_f32 * 6.0;
-    p = p * s + 2.186_948_9e-2;
+    let mut p = -8.863_236e-3_f32;
+    p = p * s + 2.186_949e-2;
     p = p * s - 5.396_825_4e-2;
     p = p * s + 1.333_333_3e-1;
     p = p * s - 3.333_333_3e-1;

@@ -1,0 +1,373 @@
+//! Parameters by name. A layer asks its [`Scope`] for parameters while it is built; the scope draws them from
+//! a seed (each from a stream of its own, so that adding a layer changes no other one) or takes them from a
+//! checkpoint. Layers keep [`Param`] handles; optimisers and savers walk [`Params`].
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+
+use weft_tensor::{DType, Device, Rng, Tensor};
+
+use crate::error::{Error, Result};
+
+/// How a parameter starts.
+#[derive(Clone, Debug)]
+pub enum Init {
+    /// All one value.
+    Const(f64),
+    /// Normal with mean 0.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+    },
+    /// Uniform.
+    Uniform {
+        /// Lower end.
+        lo: f64,
+        /// Upper end, exclusive.
+        hi: f64,
+    },
+    /// Uniform in +-gain * sqrt(6 / (in + out)) for a weight [out, in] (Glorot & Bengio 2010).
+    Xavier {
+        /// Factor on the bound.
+        gain: f64,
+    },
+    /// Uniform in +-gain / sqrt(in) for a weight [out, in, ..]; gain 1 is what PyTorch gives linear layers.
+    FanIn {
+        /// Factor on the bound.
+        gain: f64,
+    },
+    /// A function of a uniform number in [0, 1), element by element.
+    Map(fn(f64) -> f64),
+}
+
+impl Init {
+    fn draw(
+        &self,
+        shape: &[usize],
+        rng: &mut Rng,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
+        let inner: usize = shape.iter().skip(1).product();
+        let outer = shape.first().copied().unwrap_or(1);
+        let mut uniform = |bound: f64| rng.uniform(shape, -bound, bound, dtype, device);
+        Ok(match *self {
+            Init::Const(v) => Tensor::full(shape, v, dtype, device),
+            Init::Xavier { gain } => uniform(gain * (6.0 / (inner + outer) as f64).sqrt())?,
+            Init::FanIn { gain } => uniform(gain / (inner.max(1) as f64).sqrt())?,
+            Init::Normal { std } => rng.normal(shape, 0.0, std, dtype, device)?,
+            Init::Uniform { lo, hi } => rng.uniform(shape, lo, hi, dtype, device)?,
+            Init::Map(f) => {
+                let data: Vec<f64> = (0..shape.iter().product()).map(|_| f(rng.unit())).collect();
+                Tensor::from_vec(data, shape, device)?.to_dtype(dtype)?
+            }
+        })
+    }
+}
+
+/// A named, trainable tensor, shared between the layer that uses it and the optimiser that changes it.
+#[derive(Clone)]
+pub struct Param(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    shape: Vec<usize>,
+    decays: bool,
+    value: RwLock<Tensor>,
+}
+
+impl Param {
+    fn new(name: String, value: Tensor, decays: bool) -> Result<Param> {
+        let shape = value.shape().to_vec();
+        Ok(Param(Arc::new(Inner {
+            name,
+            shape,
+            decays,
+            value: RwLock::new(value.detach().requires_grad()?),
+        })))
+    }
+
+    /// The full name, as in the checkpoint.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The shape; it never changes.
+    pub fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    /// Whether weight decay applies (not to norms, biases, decay and time-step parameters).
+    pub fn decays(&self) -> bool {
+        self.0.decays
+    }
+
+    /// The value: a leaf of the gradient graph, the same one until [`Param::set`].
+    pub fn get(&self) -> Tensor {
+        // A poisoned lock still holds a whole tensor: setting it is one assignment.
+        self.0
+            .value
+            .read()
+            .unwrap_or_else(|e| e.into_inner())
+            .clone()
+    }
+
+    /// The value converted to the dtype that a layer computes in; gradients flow back to the master value.
+    pub fn cast(&self, dtype: DType) -> Result<Tensor> {
+        Ok(self.get().to_dtype(dtype)?)
+    }
+
+    /// Replace the value (same shape; the dtype may change, e.g. to bf16 for inference).
+    pub fn set(&self, value: &Tensor) -> Result<()> {
+        if value.shape() != self.shape() {
+            let detail = format!("shape {:?} does not fit {:?}", value.shape(), self.shape());
+            return Err(Error::Param {
+                name: self.0.name.clone(),
+                detail,
+            });
+        }
+        *self.0.value.write().unwrap_or_else(|e| e.into_inner()) =
+            value.detach().requires_grad()?;
+        Ok(())
+    }
+
+    /// Change the elements in place, without a copy if no graph holds them any more: what optimisers do.
+    pub fn update<T: weft_tensor::Stored, R>(&self, f: impl FnOnce(&mut [T]) -> R) -> Result<R> {
+        let mut lock = self.0.value.write().unwrap_or_else(|e| e.into_inner());
+        let empty = Tensor::zeros(&[], DType::U8, &lock.device());
+        let mut value = std::mem::replace(&mut *lock, empty).into_detached();
+        let result = value.write(f);
+        *lock = value.requires_grad()?;
+        Ok(result?)
+    }
+}
+
+/// All parameters of a model, in the order they were made.
+#[derive(Clone, Default)]
+pub struct Params {
+    list: Vec<Param>,
+    index: HashMap<String, usize>,
+}
+
+impl Params {
+    /// No parameters yet.
+    pub fn new() -> Params {
+        Params::default()
+    }
+
+    /// In the order of creation.
+    pub fn iter(&self) -> impl Iterator<Item = &Param> {
+        self.list.iter()
+    }
+
+    /// By full name.
+    pub fn get(&self, name: &str) -> Option<&Param> {
+        self.index.get(name).map(|&i| &self.list[i])
+    }
+
+    /// Number of parameter tensors.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Number of elements in all of them.
+    pub fn count(&self) -> usize {
+        self.list
+            .iter()
+            .map(|p| p.shape().iter().product::<usize>())
+            .sum()
+    }
+
+    fn add(&mut self, param: Param) -> Result<()> {
+        if self
+            .index
+            .insert(param.name().to_string(), self.list.len())
+            .is_some()
+        {
+            let detail = "is defined twice".into();
+            return Err(Error::Param {
+                name: param.name().into(),
+                detail,
+            });
+        }
+        self.list.push(param);
+        Ok(())
+    }
+}
+
+/// Gives the value of a parameter by name, when a model is built from a checkpoint.
+pub type Source<'a> = dyn Fn(&str, &[usize]) -> Result<Tensor> + 'a;
+
+/// Where a layer's parameters come from and what they are called.
+pub struct Scope<'a> {
+    params: &'a mut Params,
+    prefix: String,
+    source: Option<&'a Source<'a>>,
+    seed: u64,
+    dtype: DType,
+    device: Device,
+}
+
+impl<'a> Scope<'a> {
+    /// Parameters drawn from a seed.
+    pub fn random(params: &'a mut Params, seed: u64, dtype: DType, device: &Device) -> Scope<'a> {
+        Scope {
+            params,
+            prefix: String::new(),
+            source: None,
+            seed,
+            dtype,
+            device: *device,
+        }
+    }
+
+    /// Parameters taken from a source, by name; they keep the dtype they have there.
+    pub fn from_source(
+        params: &'a mut Params,
+        source: &'a Source<'a>,
+        device: &Device,
+    ) -> Scope<'a> {
+        Scope {
+            params,
+            prefix: String::new(),
+            source: Some(source),
+            seed: 0,
+            dtype: DType::F32,
+            device: *device,
+        }
+    }
+
+    /// The scope of a part: names get `name.` in front.
+    pub fn sub(&mut self, name: &str) -> Scope<'_> {
+        let prefix = format!("{}{name}.", self.prefix);
+        Scope {
+            params: self.params,
+            prefix,
+            source: self.source,
+            seed: self.seed,
+            dtype: self.dtype,
+            device: self.device,
+        }
+    }
+
+    /// The device that parameters are made on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// A matrix or table: weight decay applies.
+    pub fn weight(&mut self, name: &str, shape: &[usize], init: Init) -> Result<Param> {
+        self.param(name, shape, init, true)
+    }
+
+    /// A gain, bias, decay or time-step parameter: no weight decay.
+    pub fn vector(&mut self, name: &str, shape: &[usize], init: Init) -> Result<Param> {
+        self.param(name, shape, init, false)
+    }
+
+    fn param(&mut self, name: &str, shape: &[usize], init: Init, decays: bool) -> Result<Param> {
+        let name = format!("{}{name}", self.prefix);
+        let value = match self.source {
+            Some(source) => source(&name, shape)?,
+            None => init.draw(
+                shape,
+                &mut Rng::stream(self.seed, stream(&name)),
+                self.dtype,
+                &self.device,
+            )?,
+        };
+        if value.shape() != shape {
+            let detail = format!("has shape {:?}, the config needs {shape:?}", value.shape());
+            return Err(Error::Param { name, detail });
+        }
+        let param = Param::new(name, value, decays)?;
+        self.params.add(param.clone())?;
+        Ok(param)
+    }
+
+    /// A linear layer `name.weight` [output, input] and, if asked for, `name.bias` [output] (zeros).
+    pub fn linear(
+        &mut self,
+        name: &str,
+        input: usize,
+        output: usize,
+        bias: bool,
+        init: Init,
+    ) -> Result<Linear> {
+        let mut s = self.sub(name);
+        let weight = s.weight("weight", &[output, input], init)?;
+        let bias = bias
+            .then(|| s.vector("bias", &[output], Init::Const(0.0)))
+            .transpose()?;
+        Ok(Linear { weight, bias })
+    }
+}
+
+/// A stream number from a name (FNV-1a, 64 bit).
+fn stream(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// y = x W^T (+ bias).
+#[derive(Clone)]
+pub struct Linear {
+    /// [output, input]
+    pub weight: Param,
+    /// [output]
+    pub bias: Option<Param>,
+}
+
+impl Linear {
+    /// x [.., input] -> [.., output], in the dtype of x.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let bias = self.bias.as_ref().map(|b| b.cast(x.dtype())).transpose()?;
+        Ok(x.linear(&self.weight.cast(x.dtype())?, bias.as_ref())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parameter_depends_on_its_name_and_the_seed_only() {
+        let build = |names: &[&str], seed| {
+            let mut params = Params::new();
+            let mut scope = Scope::random(&mut params, seed, DType::F32, &Device::Cpu);
+            for n in names {
+                scope.weight(n, &[2, 2], Init::Normal { std: 1.0 }).unwrap();
+            }
+            params.get("b").unwrap().get().to_vec::<f32>().unwrap()
+        };
+        assert_eq!(build(&["a", "b"], 1), build(&["b", "c"], 1));
+        assert_ne!(build(&["b"], 1), build(&["b"], 2));
+    }
+
+    #[test]
+    fn names_are_unique_and_shapes_are_checked() {
+        let mut params = Params::new();
+        let mut scope = Scope::random(&mut params, 0, DType::F32, &Device::Cpu);
+        let p = scope
+            .sub("mlp")
+            .weight("w", &[2, 3], Init::Const(1.0))
+            .unwrap();
+        let e = scope
+            .sub("mlp")
+            .weight("w", &[2, 3], Init::Const(1.0))
+            .err()
+            .unwrap()
+            .to_string();
+        assert_eq!(e, "parameter mlp.w: is defined twice");
+        assert!(
+            p.set(&Tensor::zeros(&[3, 2], DType::F32, &Device::Cpu))
+                .is_err()
+        );
+    }
+}

@@ -1,0 +1,72 @@
+//! Matrix products.
+
+use crate::autograd::record;
+use crate::error::{Result, shape_error};
+use crate::layout::broadcast;
+use crate::storage::Storage;
+use crate::tensor::{Tensor, need_float, same_dtype};
+
+impl Tensor {
+    /// [.., m, k] x [.., k, n] -> [.., m, n]; the axes before the last two broadcast.
+    pub fn matmul(&self, rhs: &Tensor) -> Result<Tensor> {
+        need_float("matmul", self)?;
+        same_dtype("matmul", self, rhs)?;
+        let (sa, sb) = (self.shape(), rhs.shape());
+        if sa.len() < 2 || sb.len() < 2 || sa[sa.len() - 1] != sb[sb.len() - 2] {
+            return shape_error(
+                "matmul",
+                format!("{sa:?} x {sb:?}: expected [.., m, k] x [.., k, n]"),
+            );
+        }
+        // A matrix on the right serves all rows of the left at once.
+        if sa.len() > 2 && sb.len() == 2 {
+            let mut shape = sa.to_vec();
+            shape[sa.len() - 1] = sb[1];
+            return self.flatten(0, -2)?.matmul(rhs)?.reshape(&shape);
+        }
+        let (m, k, n) = (sa[sa.len() - 2], sa[sa.len() - 1], sb[sb.len() - 1]);
+        let batch = broadcast("matmul", &sa[..sa.len() - 2], &sb[..sb.len() - 2])?;
+        let full = |x: usize, y: usize| [batch.as_slice(), &[x, y]].concat();
+        let la = self.layout().broadcast_to("matmul", &full(m, k))?;
+        let lb = rhs.layout().broadcast_to("matmul", &full(k, n))?;
+        let y = Storage::matmul((self.operand().0, &la), (rhs.operand().0, &lb))?;
+        let (a, b) = (self.clone(), rhs.clone());
+        Ok(record(
+            "matmul",
+            [self, rhs],
+            Tensor::new(y, &full(m, n)),
+            move |g, ctx| {
+                Ok([
+                    ctx.needs(0)
+                        .then(|| g.matmul(&b.transpose(-1, -2)?)?.sum_to(a.shape()))
+                        .transpose()?,
+                    ctx.needs(1)
+                        .then(|| a.transpose(-1, -2)?.matmul(g)?.sum_to(b.shape()))
+                        .transpose()?,
+                ])
+            },
+        ))
+    }
+
+    /// x W^T (+ bias): x [.., in], weight [out, in], bias [out] -> [.., out].
+    pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        if weight.rank() != 2 || self.rank() == 0 || self.dim(-1)? != weight.shape()[1] {
+            let (x, w) = (self.shape(), weight.shape());
+            return shape_error(
+                "linear",
+                format!("input {x:?} with weight {w:?}: expected [.., in] and [out, in]"),
+            );
+        }
+        let x = if self.rank() == 1 {
+            self.unsqueeze(0)?
+        } else {
+            self.clone()
+        };
+        let y = x.matmul(&weight.transpose(0, 1)?)?;
+        let y = if self.rank() == 1 { y.squeeze(0)? } else { y };
+        match bias {
+            Some(b) => y.add(b),
+            None => Ok(y),
+        }
+    }
+}

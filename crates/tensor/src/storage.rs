@@ -1,0 +1,326 @@
+//! Where a tensor's elements live, and the one place where a primitive is sent to its device.
+//! Every method of [`Storage`] is a primitive; a new device is a new variant here and a new arm in each.
+
+use half::bf16;
+
+use crate::cpu::{self, BinaryOp, CompareOp, ReduceOp, ScanOp, UnaryOp};
+use crate::dtype::{DType, Element};
+use crate::error::{Result, dtype_error};
+use crate::layout::Layout;
+use crate::memory::Buffer;
+
+/// Where tensors live and operations run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Device {
+    /// The host's memory and cores.
+    #[default]
+    Cpu,
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+        }
+    }
+}
+
+/// Elements in host memory, by dtype.
+pub enum CpuStorage {
+    /// f64 elements.
+    F64(Buffer<f64>),
+    /// f32 elements.
+    F32(Buffer<f32>),
+    /// bf16 elements.
+    BF16(Buffer<bf16>),
+    /// i64 elements.
+    I64(Buffer<i64>),
+    /// u8 elements.
+    U8(Buffer<u8>),
+}
+
+/// Run a block with `$x` bound to the typed buffer of a [`CpuStorage`].
+macro_rules! each_dtype {
+    ($storage:expr, $x:ident => $body:expr) => {
+        match $storage {
+            $crate::storage::CpuStorage::F64($x) => $body,
+            $crate::storage::CpuStorage::F32($x) => $body,
+            $crate::storage::CpuStorage::BF16($x) => $body,
+            $crate::storage::CpuStorage::I64($x) => $body,
+            $crate::storage::CpuStorage::U8($x) => $body,
+        }
+    };
+}
+pub(crate) use each_dtype;
+
+/// The link between a compile-time element type and its variant of [`CpuStorage`].
+pub trait Stored: Element {
+    /// Put a buffer into its variant.
+    fn wrap(buffer: Buffer<Self>) -> CpuStorage;
+    /// The elements, if the storage has this type.
+    fn read(storage: &CpuStorage) -> Option<&[Self]>;
+    /// The elements to write, if the storage has this type.
+    fn write(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+}
+
+macro_rules! stored {
+    ($($t:ty => $v:ident),*) => {$(
+        impl Stored for $t {
+            fn wrap(buffer: Buffer<$t>) -> CpuStorage {
+                CpuStorage::$v(buffer)
+            }
+            fn read(storage: &CpuStorage) -> Option<&[$t]> {
+                match storage { CpuStorage::$v(b) => Some(b), _ => None }
+            }
+            fn write(storage: &mut CpuStorage) -> Option<&mut [$t]> {
+                match storage { CpuStorage::$v(b) => Some(b), _ => None }
+            }
+        }
+    )*};
+}
+stored!(f64 => F64, f32 => F32, bf16 => BF16, i64 => I64, u8 => U8);
+
+impl CpuStorage {
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            CpuStorage::F64(_) => DType::F64,
+            CpuStorage::F32(_) => DType::F32,
+            CpuStorage::BF16(_) => DType::BF16,
+            CpuStorage::I64(_) => DType::I64,
+            CpuStorage::U8(_) => DType::U8,
+        }
+    }
+
+    /// The elements as `T`; the operation `op` is named if the dtype is another one.
+    pub fn slice<T: Stored>(&self, op: &'static str) -> Result<&[T]> {
+        T::read(self).map_or_else(|| dtype_error(op, self.dtype(), T::DTYPE.name()), Ok)
+    }
+}
+
+/// A block of elements on some device.
+#[non_exhaustive]
+pub enum Storage {
+    /// In host memory.
+    Cpu(CpuStorage),
+}
+
+/// A storage together with the layout that an operand has in it.
+pub type Operand<'a> = (&'a Storage, &'a Layout);
+
+impl Storage {
+    /// The device it lives on.
+    pub fn device(&self) -> Device {
+        match self {
+            Storage::Cpu(_) => Device::Cpu,
+        }
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Storage::Cpu(s) => s.dtype(),
+        }
+    }
+
+    /// The host side of it, for kernels of other crates.
+    pub fn cpu(&self) -> Option<&CpuStorage> {
+        match self {
+            Storage::Cpu(s) => Some(s),
+        }
+    }
+
+    /// The host side of it, to be written.
+    pub fn cpu_mut(&mut self) -> Option<&mut CpuStorage> {
+        match self {
+            Storage::Cpu(s) => Some(s),
+        }
+    }
+
+    /// `count` copies of a value.
+    pub fn full(device: Device, dtype: DType, count: usize, value: f64) -> Storage {
+        match device {
+            Device::Cpu => Storage::Cpu(cpu::copy::full(dtype, count, value)),
+        }
+    }
+
+    /// A row-major copy.
+    pub fn copy((x, lx): Operand) -> Storage {
+        match x {
+            Storage::Cpu(x) => Storage::Cpu(cpu::copy::contiguous(x, lx)),
+        }
+    }
+
+    /// A row-major copy in another element type.
+    pub fn cast((x, lx): Operand, dtype: DType) -> Storage {
+        match x {
+            Storage::Cpu(x) => Storage::Cpu(cpu::copy::cast(x, lx, dtype)),
+        }
+    }
+
+    /// Copy operands one after another along an axis.
+    pub fn cat(parts: &[Operand], axis: usize) -> Result<Storage> {
+        let cpu: Vec<_> = parts
+            .iter()
+            .map(|(s, l)| match s {
+                Storage::Cpu(s) => (s, *l),
+            })
+            .collect();
+        Ok(Storage::Cpu(cpu::copy::cat(&cpu, axis)?))
+    }
+
+    /// Elementwise function of one operand (floats; neg, abs, sign and square also of i64).
+    pub fn unary(op: UnaryOp, (x, lx): Operand) -> Result<Storage> {
+        match x {
+            Storage::Cpu(x) => Ok(Storage::Cpu(cpu::elementwise::unary(op, x, lx)?)),
+        }
+    }
+
+    /// Elementwise `x * scale + shift`.
+    pub fn affine((x, lx): Operand, scale: f64, shift: f64) -> Result<Storage> {
+        match x {
+            Storage::Cpu(x) => Ok(Storage::Cpu(cpu::elementwise::affine(x, lx, scale, shift)?)),
+        }
+    }
+
+    /// Elementwise function of two operands of one shape and dtype.
+    pub fn binary(op: BinaryOp, (a, la): Operand, (b, lb): Operand) -> Result<Storage> {
+        match (a, b) {
+            (Storage::Cpu(a), Storage::Cpu(b)) => {
+                Ok(Storage::Cpu(cpu::elementwise::binary(op, a, la, b, lb)?))
+            }
+        }
+    }
+
+    /// `a += b` in place, both contiguous and of one dtype.
+    pub fn add_assign(&mut self, b: &Storage, lb: &Layout) -> Result<()> {
+        match (self, b) {
+            (Storage::Cpu(a), Storage::Cpu(b)) => cpu::elementwise::add_assign(a, b, lb),
+        }
+    }
+
+    /// Elementwise comparison; the result is a mask of u8.
+    pub fn compare(op: CompareOp, (a, la): Operand, (b, lb): Operand) -> Result<Storage> {
+        match (a, b) {
+            (Storage::Cpu(a), Storage::Cpu(b)) => {
+                Ok(Storage::Cpu(cpu::elementwise::compare(op, a, la, b, lb)?))
+            }
+        }
+    }
+
+    /// `mask != 0 ? a : b`, elementwise.
+    pub fn select((m, lm): Operand, (a, la): Operand, (b, lb): Operand) -> Result<Storage> {
+        match (m, a, b) {
+            (Storage::Cpu(m), Storage::Cpu(a), Storage::Cpu(b)) => {
+                Ok(Storage::Cpu(cpu::elementwise::select(m, lm, a, la, b, lb)?))
+            }
+        }
+    }
+
+    /// Reduce the middle axis of a contiguous `[outer, n, inner]`.
+    pub fn reduce(op: ReduceOp, (x, lx): Operand, dims: [usize; 3]) -> Result<Storage> {
+        match x {
+            Storage::Cpu(x) => Ok(Storage::Cpu(cpu::reduce::reduce(op, x, lx.offset, dims)?)),
+        }
+    }
+
+    /// Softmax over the rows of a contiguous `[rows, n]`.
+    pub fn softmax((x, lx): Operand, rows: usize, n: usize, log: bool) -> Result<Storage> {
+        match x {
+            Storage::Cpu(x) => Ok(Storage::Cpu(cpu::softmax::softmax(
+                x, lx.offset, rows, n, log,
+            )?)),
+        }
+    }
+
+    /// log(sum(exp)) over the rows of a contiguous `[rows, n]`.
+    pub fn logsumexp((x, lx): Operand, rows: usize, n: usize) -> Result<Storage> {
+        match x {
+            Storage::Cpu(x) => Ok(Storage::Cpu(cpu::softmax::logsumexp(
+                x, lx.offset, rows, n,
+            )?)),
+        }
+    }
+
+    /// Running sum or maximum along the middle axis of a contiguous `[outer, n, inner]`; the maximum also
+    /// gives where it stood (i64).
+    pub fn scan(
+        op: ScanOp,
+        (x, lx): Operand,
+        dims: [usize; 3],
+    ) -> Result<(Storage, Option<Storage>)> {
+        match x {
+            Storage::Cpu(x) => {
+                let (y, at) = cpu::scan::scan(op, x, lx.offset, dims)?;
+                Ok((Storage::Cpu(y), at.map(Storage::Cpu)))
+            }
+        }
+    }
+
+    /// Batched `[batch, m, k] x [batch, k, n]`, row-major result; batch axes are those before the last two.
+    pub fn matmul((a, la): Operand, (b, lb): Operand) -> Result<Storage> {
+        match (a, b) {
+            (Storage::Cpu(a), Storage::Cpu(b)) => {
+                Ok(Storage::Cpu(cpu::matmul::matmul(a, la, b, lb)?))
+            }
+        }
+    }
+
+    /// Elements of `x` along `axis` at `index` (1-d, contiguous).
+    pub fn index_select((x, lx): Operand, axis: usize, (i, li): Operand) -> Result<Storage> {
+        match (x, i) {
+            (Storage::Cpu(x), Storage::Cpu(i)) => {
+                Ok(Storage::Cpu(cpu::index::index_select(x, lx, axis, i, li)?))
+            }
+        }
+    }
+
+    /// `x[.., index[..], ..]` along `axis`; the result has the index's shape.
+    pub fn gather((x, lx): Operand, axis: usize, (i, li): Operand) -> Result<Storage> {
+        match (x, i) {
+            (Storage::Cpu(x), Storage::Cpu(i)) => {
+                Ok(Storage::Cpu(cpu::index::gather(x, lx, axis, i, li)?))
+            }
+        }
+    }
+
+    /// Add `src` into this contiguous storage of `shape` at `index` along `axis`, in the order of the elements.
+    pub fn scatter_add(
+        &mut self,
+        shape: &[usize],
+        axis: usize,
+        (i, li): Operand,
+        (src, ls): Operand,
+    ) -> Result<()> {
+        match (self, i, src) {
+            (Storage::Cpu(x), Storage::Cpu(i), Storage::Cpu(s)) => {
+                cpu::index::scatter_add(x, shape, axis, i, li, s, ls)
+            }
+        }
+    }
+
+    /// Stable order of the rows of a contiguous `[rows, n]`, as i64 indices; NaN comes last.
+    pub fn argsort((x, lx): Operand, rows: usize, n: usize, descending: bool) -> Result<Storage> {
+        match x {
+            Storage::Cpu(x) => Ok(Storage::Cpu(cpu::sort::argsort(
+                x, lx.offset, rows, n, descending,
+            )?)),
+        }
+    }
+
+    /// Solve `L y = b` with a triangular L, both contiguous: `[batch, n, n]`, `[batch, n, m]`.
+    pub fn tri_solve(
+        (l, ll): Operand,
+        (b, lb): Operand,
+        dims: [usize; 3],
+        upper: bool,
+        unit: bool,
+    ) -> Result<Storage> {
+        match (l, b) {
+            (Storage::Cpu(l), Storage::Cpu(b)) => Ok(Storage::Cpu(cpu::linalg::tri_solve(
+                l, ll.offset, b, lb.offset, dims, upper, unit,
+            )?)),
+        }
+    }
+}
