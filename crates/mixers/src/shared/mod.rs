@@ -1,1 +1,3 @@
 //! Machinery that several mixers share.
+
+pub mod norm;

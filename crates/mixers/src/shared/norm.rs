@@ -1,0 +1,48 @@
+//! RMSNorm as a layer, in the variants that checkpoints use.
+
+use weft_tensor::{DType, Tensor};
+
+use crate::error::Result;
+use crate::params::{Init, Param, Scope};
+
+/// y = x / sqrt(mean(x^2) + eps) * w over the last axis; with `plus_one` the weight is stored as w - 1 (Gemma,
+/// Qwen3-Next). Statistics in f32.
+#[derive(Clone)]
+pub struct RmsNorm {
+    /// [width]
+    pub weight: Param,
+    /// Added to the mean square.
+    pub eps: f64,
+    /// Whether the stored weight is an offset from 1.
+    pub plus_one: bool,
+}
+
+impl RmsNorm {
+    /// A norm `name.weight` that starts as the identity.
+    pub fn new(
+        scope: &mut Scope,
+        name: &str,
+        width: usize,
+        eps: f64,
+        plus_one: bool,
+    ) -> Result<RmsNorm> {
+        let start = Init::Const(if plus_one { 0.0 } else { 1.0 });
+        let weight = scope.sub(name).vector("weight", &[width], start)?;
+        Ok(RmsNorm {
+            weight,
+            eps,
+            plus_one,
+        })
+    }
+
+    /// The factor on the normalised values, in a dtype.
+    pub fn gain(&self, dtype: DType) -> Result<Tensor> {
+        let w = self.weight.cast(dtype)?;
+        Ok(if self.plus_one { w.add_scalar(1.0)? } else { w })
+    }
+
+    /// x [.., width] -> the same shape and dtype.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.rms_norm(&self.gain(x.dtype())?, self.eps)?)
+    }
+}
