@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod golden;
+pub mod laws;
 pub mod mixer;
 pub mod padding;
 pub mod params;

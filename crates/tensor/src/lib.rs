@@ -14,6 +14,7 @@ mod autograd;
 mod dtype;
 mod error;
 mod random;
+mod storage_fused;
 mod tensor;
 
 pub use autograd::{

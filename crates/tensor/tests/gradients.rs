@@ -109,6 +109,10 @@ fn table() -> Vec<Case> {
         Case("tri_solve upper", Positive, &[&[3, 3], &[2, 3, 2]], |x| x[0].tri_solve(&x[1], true, false)),
         Case("tri_solve unit", Any, &[&[3, 3], &[3, 2]], |x| x[0].tri_solve(&x[1], false, true)),
         Case("conv1d_causal", Any, &[&[2, 5, 3], &[3, 4]], |x| x[0].conv1d_causal(&x[1])),
+        Case("rms_norm", Any, &[&[3, 37], &[37]], |x| x[0].rms_norm(&x[1], 1e-5)),
+        Case("silu_mul", Any, &[&[2, 3], &[2, 3]], |x| x[0].silu_mul(&x[1])),
+        Case("cross_entropy", Any, &[&[3, 5]], |x| x[0].cross_entropy(&ids(&[4, -1, 0], &[3]))),
+        Case("conv1d_silu", Any, &[&[2, 70, 3], &[3, 4]], |x| x[0].conv1d_silu(&x[1])),
         Case("conv2d", Any, &[&[1, 2, 5, 4], &[3, 2, 3, 2]], |x| x[0].conv2d(&x[1], 2, 1)),
     ]
 }

@@ -45,10 +45,10 @@ scalar!(bf16, f32, bf16::to_f32, round_bf16);
 macro_rules! each_float {
     ($op:expr, $storage:expr, $x:ident => $body:expr) => {
         match $storage {
-            CpuStorage::F64($x) => $body,
-            CpuStorage::F32($x) => $body,
-            CpuStorage::BF16($x) => $body,
-            other => dtype_error($op, other.dtype(), "a float dtype"),
+            $crate::storage::CpuStorage::F64($x) => $body,
+            $crate::storage::CpuStorage::F32($x) => $body,
+            $crate::storage::CpuStorage::BF16($x) => $body,
+            other => $crate::error::dtype_error($op, other.dtype(), "a float dtype"),
         }
     };
 }

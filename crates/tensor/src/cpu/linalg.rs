@@ -4,7 +4,7 @@ use crate::cpu::elementwise::{Scalar, each_float};
 use crate::cpu::parallel::for_rows;
 use crate::cpu::simd::vectorize;
 use crate::dtype::Real;
-use crate::error::{Result, dtype_error};
+use crate::error::Result;
 use crate::memory::Buffer;
 use crate::storage::CpuStorage;
 

@@ -3,6 +3,7 @@
 
 pub mod copy;
 pub mod elementwise;
+pub mod fused;
 pub mod gemm;
 pub mod index;
 pub mod linalg;

@@ -3,7 +3,7 @@
 use crate::cpu::ScanOp;
 use crate::cpu::elementwise::{Scalar, each_float};
 use crate::cpu::parallel::for_rows;
-use crate::error::{Result, dtype_error};
+use crate::error::Result;
 use crate::memory::Buffer;
 use crate::storage::{CpuStorage, Stored, each_dtype};
 

@@ -1,0 +1,50 @@
+//! Every registered mixer, in every sample configuration, in f64 and f32, under all laws. New buffers are
+//! filled with NaN throughout, so that reading an element that no kernel wrote breaks a law.
+
+use std::sync::Once;
+
+use weft_mixers::laws::{LAWS, Subject};
+use weft_mixers::registry::MIXERS;
+use weft_tensor::{DType, Device, memory};
+
+#[test]
+fn every_registered_mixer_obeys_the_laws() {
+    static POISON: Once = Once::new();
+    POISON.call_once(|| memory::poison(true));
+    assert!(!MIXERS.is_empty(), "no mixer is registered");
+    let mut broken = vec![];
+    for entry in MIXERS {
+        let samples = (entry.samples)();
+        assert!(!samples.is_empty(), "{} has no sample settings", entry.name);
+        for options in &samples {
+            for dtype in [DType::F64, DType::F32] {
+                let subject = Subject::new(entry, options, dtype, &Device::Cpu).unwrap();
+                for (name, law) in LAWS {
+                    if let Err(e) = law(&subject) {
+                        let settings = serde_json::to_string(&options.table).unwrap();
+                        broken.push(format!("{} {settings} {dtype}: {name}: {e}", entry.name));
+                    }
+                }
+            }
+        }
+    }
+    assert!(broken.is_empty(), "broken laws:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn names_are_unique_and_pages_exist() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for (i, entry) in MIXERS.iter().enumerate() {
+        assert!(
+            MIXERS[..i].iter().all(|e| e.name != entry.name),
+            "{} is registered twice",
+            entry.name
+        );
+        assert!(
+            root.join(entry.page).is_file(),
+            "{}: no page {}",
+            entry.name,
+            entry.page
+        );
+    }
+}

@@ -1,0 +1,92 @@
+//! Cross-entropy rows: loss = log(sum(e^x)) - x[target]; dx = g (softmax(x) - onehot(target)).
+
+use crate::cpu::elementwise::{Scalar, each_float};
+use crate::cpu::parallel::for_rows;
+use crate::cpu::simd::vectorize;
+use crate::cpu::softmax::max_and_sum;
+use crate::dtype::{Element, Real};
+use crate::error::{Error, Result};
+use crate::memory::Buffer;
+use crate::storage::CpuStorage;
+
+/// Losses of x [rows, n] (contiguous from `offset`) at `targets`, and the rows' log-sum-exp. A target of -1
+/// has loss 0; any other one outside 0..n is an error.
+pub fn forward(
+    x: &CpuStorage,
+    offset: usize,
+    targets: &[i64],
+    n: usize,
+) -> Result<[CpuStorage; 2]> {
+    if let Some(position) = targets.iter().position(|&t| t < -1 || t >= n as i64) {
+        let index = targets[position];
+        return Err(Error::Index {
+            op: "cross_entropy",
+            index,
+            position,
+            axis: 1,
+            size: n,
+        });
+    }
+    fn run<T: Scalar>(x: &[T], targets: &[i64], n: usize) -> Result<[CpuStorage; 2]> {
+        let mut both = Buffer::<T::Math>::unwritten(2 * targets.len());
+        for_rows(&mut both, 2, 4 * n, |r, out| {
+            let row = &x[r * n..][..n];
+            let (m, s) = vectorize(|| max_and_sum(row));
+            out[1] = if s == T::Math::ZERO { m } else { m + s.ln() };
+            let target = usize::try_from(targets[r]).ok().map(|t| row[t].up());
+            out[0] = target.map_or(T::Math::ZERO, |t| out[1] - t);
+        });
+        let (mut loss, mut lse) = (
+            Buffer::<T>::unwritten(targets.len()),
+            Buffer::<T>::unwritten(targets.len()),
+        );
+        for (r, pair) in both.chunks_exact(2).enumerate() {
+            (loss[r], lse[r]) = (T::down(pair[0]), T::down(pair[1]));
+        }
+        Ok([T::wrap(loss), T::wrap(lse)])
+    }
+    each_float!("cross_entropy", x, x => run(&x[offset..][..targets.len() * n], targets, n))
+}
+
+/// Gradient of x from the gradients g of the losses.
+pub fn backward(
+    x: &CpuStorage,
+    offset: usize,
+    lse: &CpuStorage,
+    g: &CpuStorage,
+    og: usize,
+    targets: &[i64],
+    n: usize,
+) -> Result<CpuStorage> {
+    fn run<T: Scalar>(
+        x: &[T],
+        lse: &[T],
+        g: &[T],
+        targets: &[i64],
+        n: usize,
+    ) -> Result<CpuStorage> {
+        let mut dx = Buffer::<T>::unwritten(x.len());
+        for_rows(&mut dx, n, 4 * n, |r, out| {
+            let Ok(target) = usize::try_from(targets[r]) else {
+                out.fill(T::down(T::Math::from_f64(0.0)));
+                return;
+            };
+            let (row, lse, g) = (&x[r * n..][..n], lse[r].up(), g[r].up());
+            vectorize(|| {
+                for (o, &v) in out.iter_mut().zip(row) {
+                    *o = T::down((v.up() - lse).exp() * g);
+                }
+            });
+            out[target] = T::down(((row[target].up() - lse).exp() - T::Math::ONE) * g);
+        });
+        Ok(T::wrap(dx))
+    }
+    each_float!("cross_entropy", x, x => {
+        let (lse, g) = (same(x, lse)?, &same(x, g)?[og..][..targets.len()]);
+        run(&x[offset..][..targets.len() * n], lse, g, targets, n)
+    })
+}
+
+fn same<'a, T: Scalar>(_: &[T], s: &'a CpuStorage) -> Result<&'a [T]> {
+    s.slice::<T>("cross_entropy")
+}
