@@ -69,16 +69,22 @@ fn copy_map<T: Element, U: Stored>(
     if w.rows == 1 {
         let (start, stride) = (w.row(0)[0], w.strides[0]);
         for_pieces(&mut y, GRAIN, |at, out| {
-            vectorize(|| map_row(x, start + at * stride, stride, out, f))
+            vectorize(
+                #[inline(always)]
+                || map_row(x, start + at * stride, stride, out, f),
+            )
         });
     } else {
         let per_piece = (GRAIN / w.inner).max(1);
         for_pieces(&mut y, per_piece * w.inner, |at, out| {
-            vectorize(|| {
-                for (i, row) in out.chunks_exact_mut(w.inner).enumerate() {
-                    map_row(x, w.row(at / w.inner + i)[0], w.strides[0], row, f);
-                }
-            })
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (i, row) in out.chunks_exact_mut(w.inner).enumerate() {
+                        map_row(x, w.row(at / w.inner + i)[0], w.strides[0], row, f);
+                    }
+                },
+            )
         });
     }
     U::wrap(y)

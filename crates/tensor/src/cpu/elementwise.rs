@@ -70,11 +70,14 @@ fn map<T: Scalar>(x: &[T], f: impl Fn(T::Math) -> T::Math + Copy + Send + Sync) 
     let mut y = Buffer::<T>::unwritten(x.len());
     for_pieces(&mut y, GRAIN, |at, out| {
         let x = &x[at..at + out.len()];
-        vectorize(|| {
-            out.iter_mut()
-                .zip(x)
-                .for_each(|(o, &v)| *o = T::down(f(v.up())))
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                out.iter_mut()
+                    .zip(x)
+                    .for_each(|(o, &v)| *o = T::down(f(v.up())))
+            },
+        );
     });
     T::wrap(y)
 }
@@ -173,17 +176,23 @@ fn zip<T: Element, U: Element>(
     if w.rows == 1 {
         let ([pa, pb], [sa, sb]) = (w.row(0), w.strides);
         for_pieces(&mut y, GRAIN, |at, out| {
-            vectorize(|| zip_row((a, pa + at * sa, sa), (b, pb + at * sb, sb), out, f))
+            vectorize(
+                #[inline(always)]
+                || zip_row((a, pa + at * sa, sa), (b, pb + at * sb, sb), out, f),
+            )
         });
     } else {
         let per_piece = (GRAIN / w.inner).max(1);
         for_pieces(&mut y, per_piece * w.inner, |at, out| {
-            vectorize(|| {
-                for (i, row) in out.chunks_exact_mut(w.inner).enumerate() {
-                    let [pa, pb] = w.row(at / w.inner + i);
-                    zip_row((a, pa, w.strides[0]), (b, pb, w.strides[1]), row, f);
-                }
-            })
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (i, row) in out.chunks_exact_mut(w.inner).enumerate() {
+                        let [pa, pb] = w.row(at / w.inner + i);
+                        zip_row((a, pa, w.strides[0]), (b, pb, w.strides[1]), row, f);
+                    }
+                },
+            )
         });
     }
     y
@@ -301,11 +310,14 @@ pub fn add_assign(a: &mut CpuStorage, b: &CpuStorage, lb: &Layout) -> Result<()>
         let b = packed::<T>(b, lb, &mut keep)?;
         for_pieces(a, GRAIN, |at, a| {
             let b = &b[at..at + a.len()];
-            vectorize(|| {
-                a.iter_mut()
-                    .zip(b)
-                    .for_each(|(x, &y)| *x = T::down(x.up() + y.up()))
-            });
+            vectorize(
+                #[inline(always)]
+                || {
+                    a.iter_mut()
+                        .zip(b)
+                        .for_each(|(x, &y)| *x = T::down(x.up() + y.up()))
+                },
+            );
         });
         Ok(())
     }

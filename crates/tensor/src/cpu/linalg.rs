@@ -29,7 +29,10 @@ pub fn tri_solve(
         let mut y = Buffer::<T>::from_slice(b);
         for_rows(&mut y, n * m, n * n * m, |i, y| {
             let l = &l[i * n * n..][..n * n];
-            vectorize(|| substitute(l, y, [n, m], upper, unit));
+            vectorize(
+                #[inline(always)]
+                || substitute(l, y, [n, m], upper, unit),
+            );
         });
         Ok(T::wrap(y))
     }

@@ -4,6 +4,8 @@
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
 const LN2_HI: f32 = 0.693_359_4;
 const LN2_LO: f32 = -2.121_944_4e-4;
+/// 1.5 * 2^23: adding it rounds a small number to an integer, which then stands in the low bits.
+const MAGIC: f32 = 12_582_912.0;
 
 /// e^x. 0 below -87.33 (where the result would be subnormal), infinity above 88.72, NaN for NaN.
 #[inline(always)]
@@ -15,21 +17,22 @@ pub fn exp(x: f32) -> f32 {
         clamped
     };
     // n = round(x / ln 2), by adding and removing 1.5 * 2^23.
-    let magic = 12_582_912.0_f32;
-    let n = (clamped * LOG2_E + magic) - magic;
-    let r = clamped - n * LN2_HI - n * LN2_LO;
+    let shifted = clamped.mul_add(LOG2_E, MAGIC);
+    let n = shifted - MAGIC;
+    let r = n.mul_add(-LN2_LO, n.mul_add(-LN2_HI, clamped));
     // e^r on [-ln2/2, ln2/2]: minimax polynomial of degree 6.
     let mut p = 1.388_890_5e-3_f32;
-    p = p * r + 8.333_645e-3;
-    p = p * r + 4.166_662_6e-2;
-    p = p * r + 1.666_666e-1;
-    p = p * r + 0.5;
-    let e = p * r * r + r + 1.0;
-    // 2^n in two factors, so that n = 128 does not overflow the exponent field.
-    let n = n as i32;
+    p = p.mul_add(r, 8.333_645e-3);
+    p = p.mul_add(r, 4.166_662_6e-2);
+    p = p.mul_add(r, 1.666_666e-1);
+    p = p.mul_add(r, 0.5);
+    let e = (p * r).mul_add(r, r) + 1.0;
+    // n sits in the low bits of the shifted number. 2^n in two factors, so that n = 128 does not overflow
+    // the exponent field.
+    let n = (shifted.to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32);
     let half = n >> 1;
-    let a = f32::from_bits(((half + 127) << 23) as u32);
-    let b = f32::from_bits(((n - half + 127) << 23) as u32);
+    let a = f32::from_bits((half.wrapping_add(127) as u32) << 23);
+    let b = f32::from_bits((n.wrapping_sub(half).wrapping_add(127) as u32) << 23);
     let y = e * a * b;
     let y = if x < -87.336_54 { 0.0 } else { y };
     let y = if x > 88.722_84 { f32::INFINITY } else { y };
@@ -47,17 +50,17 @@ pub fn ln(x: f32) -> f32 {
     let m = f32::from_bits((shifted & 0x007f_ffff).wrapping_add(0x3f35_04f3));
     let r = m - 1.0;
     let mut p = 7.037_683_6e-2_f32;
-    p = p * r - 1.151_461e-1;
-    p = p * r + 1.167_699_8e-1;
-    p = p * r - 1.242_014_1e-1;
-    p = p * r + 1.424_932_3e-1;
-    p = p * r - 1.666_805_7e-1;
-    p = p * r + 2.000_071_5e-1;
-    p = p * r - 2.499_999_4e-1;
-    p = p * r + 0.333_333_3;
+    p = p.mul_add(r, -1.151_461e-1);
+    p = p.mul_add(r, 1.167_699_8e-1);
+    p = p.mul_add(r, -1.242_014_1e-1);
+    p = p.mul_add(r, 1.424_932_3e-1);
+    p = p.mul_add(r, -1.666_805_7e-1);
+    p = p.mul_add(r, 2.000_071_5e-1);
+    p = p.mul_add(r, -2.499_999_4e-1);
+    p = p.mul_add(r, 0.333_333_3);
     let r2 = r * r;
-    let y = e * LN2_LO + p * r * r2 - 0.5 * r2;
-    let y = y + r + e * LN2_HI;
+    let y = (p * r).mul_add(r2, e * LN2_LO) - 0.5 * r2;
+    let y = e.mul_add(LN2_HI, y + r);
     let y = if x == f32::INFINITY { x } else { y };
     let y = if x == 0.0 { f32::NEG_INFINITY } else { y };
     if x < 0.0 || x.is_nan() { f32::NAN } else { y }
@@ -82,10 +85,10 @@ pub fn tanh(x: f32) -> f32 {
     // Below 0.3 the quotient loses digits to cancellation: odd Taylor polynomial instead.
     let s = a * a;
     let mut p = -8.863_236e-3_f32;
-    p = p * s + 2.186_949e-2;
-    p = p * s - 5.396_825_4e-2;
-    p = p * s + 1.333_333_3e-1;
-    p = p * s - 3.333_333_3e-1;
+    p = p.mul_add(s, 2.186_949e-2);
+    p = p.mul_add(s, -5.396_825_4e-2);
+    p = p.mul_add(s, 1.333_333_3e-1);
+    p = p.mul_add(s, -3.333_333_3e-1);
     let small = a + a * s * p;
     let y = if a < 0.3 { small } else { large };
     y.copysign(x)

@@ -34,7 +34,10 @@ pub fn matmul(a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Resul
             let mut out = Buffer::<bf16>::unwritten(y.len());
             for_pieces(&mut out, GRAIN, |at, out| {
                 let y = &y[at..at + out.len()];
-                vectorize(|| out.iter_mut().zip(y).for_each(|(o, &v)| *o = round_bf16(v)));
+                vectorize(
+                    #[inline(always)]
+                    || out.iter_mut().zip(y).for_each(|(o, &v)| *o = round_bf16(v)),
+                );
             });
             Ok(CpuStorage::BF16(out))
         }

@@ -79,14 +79,20 @@ fn sum<T: Scalar>(x: &[T], [outer, n, inner]: [usize; 3]) -> Result<CpuStorage> 
             // One long row: partial sums of pieces in parallel, then their sum.
             let mut parts = Buffer::<T::Math>::unwritten(n.div_ceil(64 * BLOCK));
             for_rows(&mut parts, 1, 64 * BLOCK, |i, out| {
-                out[0] = vectorize(|| sum_row(&x[i * 64 * BLOCK..((i + 1) * 64 * BLOCK).min(n)]));
+                out[0] = vectorize(
+                    #[inline(always)]
+                    || sum_row(&x[i * 64 * BLOCK..((i + 1) * 64 * BLOCK).min(n)]),
+                );
             });
             let mut total = T::Math::ZERO;
             parts.iter().for_each(|&p| total += p);
             y[0] = T::down(total);
         } else {
             for_rows(&mut y, 1, n, |r, out| {
-                out[0] = T::down(vectorize(|| sum_row(&x[r * n..(r + 1) * n])))
+                out[0] = T::down(vectorize(
+                    #[inline(always)]
+                    || sum_row(&x[r * n..(r + 1) * n]),
+                ))
             });
         }
         return Ok(T::wrap(y));
@@ -99,19 +105,22 @@ fn sum<T: Scalar>(x: &[T], [outer, n, inner]: [usize; 3]) -> Result<CpuStorage> 
         let (o, first) = (r / strips, (r % strips) * STRIP);
         let width = STRIP.min(inner - first);
         let acc = &mut acc[..width];
-        vectorize(|| {
-            let mut block = [T::Math::ZERO; STRIP];
-            let block = &mut block[..width];
-            acc.fill(T::Math::ZERO);
-            for start in (0..n).step_by(BLOCK) {
-                block.fill(T::Math::ZERO);
-                for i in start..(start + BLOCK).min(n) {
-                    let row = &x[(o * n + i) * inner + first..][..width];
-                    block.iter_mut().zip(row).for_each(|(a, &v)| *a += v.up());
+        vectorize(
+            #[inline(always)]
+            || {
+                let mut block = [T::Math::ZERO; STRIP];
+                let block = &mut block[..width];
+                acc.fill(T::Math::ZERO);
+                for start in (0..n).step_by(BLOCK) {
+                    block.fill(T::Math::ZERO);
+                    for i in start..(start + BLOCK).min(n) {
+                        let row = &x[(o * n + i) * inner + first..][..width];
+                        block.iter_mut().zip(row).for_each(|(a, &v)| *a += v.up());
+                    }
+                    acc.iter_mut().zip(block.iter()).for_each(|(a, &b)| *a += b);
                 }
-                acc.iter_mut().zip(block.iter()).for_each(|(a, &b)| *a += b);
-            }
-        });
+            },
+        );
     });
     for o in 0..outer {
         for i in 0..inner {

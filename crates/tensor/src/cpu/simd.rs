@@ -2,8 +2,9 @@
 //! the best one is taken at run time. `pulp` does the detection; what is inlined into the closure is
 //! compiled with AVX-512 or AVX2+FMA where the CPU has them.
 
-/// Run `f` with the widest vector instructions that this CPU has. Everything hot inside `f` must be
-/// `#[inline(always)]`, or it stays at the baseline instruction set.
+/// Run `f` with the widest vector instructions that this CPU has: `vectorize(#[inline(always)] || ...)`.
+/// The closure itself and everything hot that it calls must be `#[inline(always)]`: what is not inlined
+/// stays at the baseline instruction set, where a fused multiply-add is a slow library call.
 #[inline(always)]
 pub fn vectorize<R>(f: impl FnOnce() -> R) -> R {
     struct Call<F>(F);

@@ -59,23 +59,26 @@ pub fn softmax(
         let mut y = Buffer::<T>::unwritten(x.len());
         for_rows(&mut y, n, 8 * n, |r, out| {
             let x = &x[r * n..(r + 1) * n];
-            vectorize(|| {
-                let (m, s) = max_and_sum(x);
-                let empty = s == T::Math::ZERO;
-                let scale = T::Math::ONE / s;
-                if log {
-                    let shift = m + s.ln();
-                    out.iter_mut()
-                        .zip(x)
-                        .for_each(|(o, &v)| *o = T::down(v.up() - shift));
-                } else if empty {
-                    out.fill(T::down(T::Math::ZERO));
-                } else {
-                    out.iter_mut()
-                        .zip(x)
-                        .for_each(|(o, &v)| *o = T::down((v.up() - m).exp() * scale));
-                }
-            });
+            vectorize(
+                #[inline(always)]
+                || {
+                    let (m, s) = max_and_sum(x);
+                    let empty = s == T::Math::ZERO;
+                    let scale = T::Math::ONE / s;
+                    if log {
+                        let shift = m + s.ln();
+                        out.iter_mut()
+                            .zip(x)
+                            .for_each(|(o, &v)| *o = T::down(v.up() - shift));
+                    } else if empty {
+                        out.fill(T::down(T::Math::ZERO));
+                    } else {
+                        out.iter_mut()
+                            .zip(x)
+                            .for_each(|(o, &v)| *o = T::down((v.up() - m).exp() * scale));
+                    }
+                },
+            );
         });
         Ok(T::wrap(y))
     }
@@ -87,7 +90,10 @@ pub fn logsumexp(x: &CpuStorage, offset: usize, rows: usize, n: usize) -> Result
     fn run<T: Scalar>(x: &[T], rows: usize, n: usize) -> Result<CpuStorage> {
         let mut y = Buffer::<T>::unwritten(rows);
         for_rows(&mut y, 1, 8 * n, |r, out| {
-            let (m, s) = vectorize(|| max_and_sum(&x[r * n..(r + 1) * n]));
+            let (m, s) = vectorize(
+                #[inline(always)]
+                || max_and_sum(&x[r * n..(r + 1) * n]),
+            );
             out[0] = T::down(if s == T::Math::ZERO { m } else { m + s.ln() });
         });
         Ok(T::wrap(y))

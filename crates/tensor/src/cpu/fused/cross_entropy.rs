@@ -31,7 +31,10 @@ pub fn forward(
         let mut both = Buffer::<T::Math>::unwritten(2 * targets.len());
         for_rows(&mut both, 2, 4 * n, |r, out| {
             let row = &x[r * n..][..n];
-            let (m, s) = vectorize(|| max_and_sum(row));
+            let (m, s) = vectorize(
+                #[inline(always)]
+                || max_and_sum(row),
+            );
             out[1] = if s == T::Math::ZERO { m } else { m + s.ln() };
             let target = usize::try_from(targets[r]).ok().map(|t| row[t].up());
             out[0] = target.map_or(T::Math::ZERO, |t| out[1] - t);
@@ -72,11 +75,14 @@ pub fn backward(
                 return;
             };
             let (row, lse, g) = (&x[r * n..][..n], lse[r].up(), g[r].up());
-            vectorize(|| {
-                for (o, &v) in out.iter_mut().zip(row) {
-                    *o = T::down((v.up() - lse).exp() * g);
-                }
-            });
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (o, &v) in out.iter_mut().zip(row) {
+                        *o = T::down((v.up() - lse).exp() * g);
+                    }
+                },
+            );
             out[target] = T::down(((row[target].up() - lse).exp() - T::Math::ONE) * g);
         });
         Ok(T::wrap(dx))

@@ -24,12 +24,15 @@ pub fn forward(
         let mut y = Buffer::<T>::unwritten(a.len());
         for_pieces(&mut y, GRAIN / 4, |at, out| {
             let (a, b) = (&a[at..][..out.len()], &b[at..][..out.len()]);
-            vectorize(|| {
-                for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
-                    let a = a.up();
-                    *o = T::down(a * a.sigmoid() * b.up());
-                }
-            });
+            vectorize(
+                #[inline(always)]
+                || {
+                    for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
+                        let a = a.up();
+                        *o = T::down(a * a.sigmoid() * b.up());
+                    }
+                },
+            );
         });
         Ok(T::wrap(y))
     }
@@ -56,15 +59,18 @@ pub fn backward(
         work.for_each(|(p, (da, db))| {
             let (at, n) = (p * PIECE, da.len());
             let (a, b, g, db) = (&a[at..][..n], &b[at..][..n], &g[at..][..n], &mut db[..n]);
-            vectorize(|| {
-                for i in 0..n {
-                    let (a, g) = (a[i].up(), g[i].up());
-                    let s = a.sigmoid();
-                    let silu = a * s;
-                    da[i] = T::down(g * b[i].up() * (s + silu * (T::Math::ONE - s)));
-                    db[i] = T::down(g * silu);
-                }
-            });
+            vectorize(
+                #[inline(always)]
+                || {
+                    for i in 0..n {
+                        let (a, g) = (a[i].up(), g[i].up());
+                        let s = a.sigmoid();
+                        let silu = a * s;
+                        da[i] = T::down(g * b[i].up() * (s + silu * (T::Math::ONE - s)));
+                        db[i] = T::down(g * silu);
+                    }
+                },
+            );
         });
         Ok([T::wrap(da), T::wrap(db)])
     }

@@ -52,12 +52,15 @@ pub fn forward(
         let eps = T::Math::from_f64(eps);
         for_rows(&mut y, d, 2 * d, |r, out| {
             let x = &x[r * d..][..d];
-            vectorize(|| {
-                let s = inverse_rms(x, eps);
-                for ((o, &v), &w) in out.iter_mut().zip(x).zip(w) {
-                    *o = T::down(v.up() * s * w.up());
-                }
-            });
+            vectorize(
+                #[inline(always)]
+                || {
+                    let s = inverse_rms(x, eps);
+                    for ((o, &v), &w) in out.iter_mut().zip(x).zip(w) {
+                        *o = T::down(v.up() * s * w.up());
+                    }
+                },
+            );
         });
         Ok(T::wrap(y))
     }
@@ -88,20 +91,23 @@ pub fn backward(
             .zip(parts.par_chunks_exact_mut(d))
             .enumerate();
         work.for_each(|(p, (dx, dw))| {
-            vectorize(|| {
-                for (r, dx) in dx.chunks_exact_mut(d).enumerate() {
-                    let at = (p * ROWS + r) * d;
-                    let (x, g) = (&x[at..][..d], &g[at..][..d]);
-                    let s = inverse_rms(x, eps);
-                    let dot = lanes(d, |i| g[i].up() * w[i].up() * x[i].up());
-                    let c = dot * s * s * s / n;
-                    for i in 0..d {
-                        let (xi, gi) = (x[i].up(), g[i].up());
-                        dx[i] = T::down(gi * w[i].up() * s - xi * c);
-                        dw[i] += gi * xi * s;
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (r, dx) in dx.chunks_exact_mut(d).enumerate() {
+                        let at = (p * ROWS + r) * d;
+                        let (x, g) = (&x[at..][..d], &g[at..][..d]);
+                        let s = inverse_rms(x, eps);
+                        let dot = lanes(d, |i| g[i].up() * w[i].up() * x[i].up());
+                        let c = dot * s * s * s / n;
+                        for i in 0..d {
+                            let (xi, gi) = (x[i].up(), g[i].up());
+                            dx[i] = T::down(gi * w[i].up() * s - xi * c);
+                            dw[i] += gi * xi * s;
+                        }
                     }
-                }
-            });
+                },
+            );
         });
         Ok([T::wrap(dx), T::wrap(add_parts::<T>(&parts, d))])
     }

@@ -70,16 +70,19 @@ pub fn forward(
         };
         for_rows(&mut y, width, width * (d.taps + 4), |r, out| {
             let mut p = vec![T::Math::ZERO; c];
-            vectorize(|| {
-                for (i, out) in out.chunks_exact_mut(c).enumerate() {
-                    let row = r * (width / c) + i;
-                    let (b, t) = (row / d.tokens, row % d.tokens);
-                    convolve(&x[(b * rows_in + t) * c..], &w, d, &mut p);
-                    out.iter_mut()
-                        .zip(&p)
-                        .for_each(|(o, &p)| *o = T::down(p * p.sigmoid()));
-                }
-            });
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (i, out) in out.chunks_exact_mut(c).enumerate() {
+                        let row = r * (width / c) + i;
+                        let (b, t) = (row / d.tokens, row % d.tokens);
+                        convolve(&x[(b * rows_in + t) * c..], &w, d, &mut p);
+                        out.iter_mut()
+                            .zip(&p)
+                            .for_each(|(o, &p)| *o = T::down(p * p.sigmoid()));
+                    }
+                },
+            );
         });
         Ok(T::wrap(y))
     }
@@ -115,41 +118,44 @@ pub fn backward(
             let first = start.saturating_sub(k - 1);
             let last = end.min(d.tokens);
             let mut dp = vec![T::Math::ZERO; last.saturating_sub(first) * c];
-            vectorize(|| {
-                for (i, dp) in dp.chunks_exact_mut(c).enumerate() {
-                    let t = first + i;
-                    let x = &x[(b * rows_in + t) * c..];
-                    convolve(x, &w, d, dp);
-                    for (p, &g) in dp.iter_mut().zip(&g[(b * d.tokens + t) * c..]) {
-                        let s = p.sigmoid();
-                        *p = g.up() * (s + *p * s * (T::Math::ONE - s));
-                    }
-                    if t >= start {
-                        for j in 0..k {
-                            for ((a, &p), &x) in
-                                dw[j * c..].iter_mut().zip(dp.iter()).zip(&x[j * c..])
-                            {
-                                *a += p * x.up();
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (i, dp) in dp.chunks_exact_mut(c).enumerate() {
+                        let t = first + i;
+                        let x = &x[(b * rows_in + t) * c..];
+                        convolve(x, &w, d, dp);
+                        for (p, &g) in dp.iter_mut().zip(&g[(b * d.tokens + t) * c..]) {
+                            let s = p.sigmoid();
+                            *p = g.up() * (s + *p * s * (T::Math::ONE - s));
+                        }
+                        if t >= start {
+                            for j in 0..k {
+                                for ((a, &p), &x) in
+                                    dw[j * c..].iter_mut().zip(dp.iter()).zip(&x[j * c..])
+                                {
+                                    *a += p * x.up();
+                                }
                             }
                         }
                     }
-                }
-                let mut sum = vec![T::Math::ZERO; c];
-                for (i, dx) in dx.chunks_exact_mut(c).enumerate() {
-                    let row = start + i;
-                    sum.fill(T::Math::ZERO);
-                    for j in 0..k.min(row + 1) {
-                        if row - j < last && row - j >= first {
-                            let dp = &dp[(row - j - first) * c..];
-                            sum.iter_mut()
-                                .zip(dp)
-                                .zip(&w[j * c..])
-                                .for_each(|((s, &p), &w)| *s += p * w);
+                    let mut sum = vec![T::Math::ZERO; c];
+                    for (i, dx) in dx.chunks_exact_mut(c).enumerate() {
+                        let row = start + i;
+                        sum.fill(T::Math::ZERO);
+                        for j in 0..k.min(row + 1) {
+                            if row - j < last && row - j >= first {
+                                let dp = &dp[(row - j - first) * c..];
+                                sum.iter_mut()
+                                    .zip(dp)
+                                    .zip(&w[j * c..])
+                                    .for_each(|((s, &p), &w)| *s += p * w);
+                            }
                         }
+                        dx.iter_mut().zip(&sum).for_each(|(o, &s)| *o = T::down(s));
                     }
-                    dx.iter_mut().zip(&sum).for_each(|(o, &s)| *o = T::down(s));
-                }
-            });
+                },
+            );
         });
         // [k, C] back to [C, k].
         let taps = add_parts::<T>(&parts, k * c);
