@@ -4,6 +4,7 @@
 //! [`laws`] is the suite that every one of them must pass, [`golden`] reads numbers of reference
 //! implementations. Machinery that several mixers share is in [`shared`].
 
+pub mod attention;
 pub mod error;
 pub mod golden;
 pub mod laws;
@@ -13,6 +14,7 @@ pub mod params;
 pub mod registry;
 pub mod safetensor;
 pub mod shared;
+pub mod sliding_window;
 pub mod state;
 mod state_file;
 

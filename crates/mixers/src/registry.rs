@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::mixer::{Form, Mixer};
 use crate::params::Scope;
+use crate::{attention, sliding_window};
 
 /// The width of a mixer and its own settings, as they stand in a recipe or a config.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +55,7 @@ pub struct Entry {
 }
 
 /// Every mixer of the house.
-pub static MIXERS: &[&Entry] = &[];
+pub static MIXERS: &[&Entry] = &[&attention::ENTRY, &sliding_window::ENTRY];
 
 /// A mixer by its short name; an unknown one is refused with the nearest known name.
 pub fn find(name: &str) -> Result<&'static Entry> {

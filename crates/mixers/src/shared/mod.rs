@@ -1,3 +1,6 @@
 //! Machinery that several mixers share.
 
+pub mod flash;
+pub mod heads;
 pub mod norm;
+pub mod rope;

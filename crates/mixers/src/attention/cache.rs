@@ -1,0 +1,111 @@
+//! The growing cache of keys and values: tensors `k` and `v` [B, capacity, Hkv, D], row b filled up to its
+//! position. Without gradients new tokens are written in place; with gradients a new cache is composed.
+
+use weft_tensor::{DType, Stored, Tensor, bf16};
+
+use super::in_place;
+use crate::error::Result;
+use crate::state::State;
+
+/// Slots for a number of tokens: a power of two, at least 64, so that growth costs little per token.
+pub fn capacity(tokens: usize) -> usize {
+    if tokens == 0 {
+        0
+    } else {
+        tokens.next_power_of_two().max(64)
+    }
+}
+
+/// Put k and v [B, T, Hkv, D] of the tokens after `starts` into the state; returns the whole cache.
+pub fn append(
+    state: &mut State,
+    starts: &[usize],
+    k: &Tensor,
+    v: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let k = extend(state, "k", starts, k)?;
+    let v = extend(state, "v", starts, v)?;
+    Ok((k, v))
+}
+
+fn extend(state: &mut State, name: &str, starts: &[usize], new: &Tensor) -> Result<Tensor> {
+    let tokens = new.dim(1)?;
+    let longest = starts.iter().copied().max().unwrap_or(0);
+    let slots = capacity(longest + tokens);
+    let old = state.take(name)?;
+    let cache = if in_place(&[&old, new]) {
+        written(old, starts, new, slots)?
+    } else {
+        composed(&old, starts, new, slots)?
+    };
+    state.put(name, cache.clone())?;
+    Ok(cache)
+}
+
+/// The old cache with `slots` slots at least, those behind it zero.
+fn grown(old: Tensor, slots: usize) -> Result<Tensor> {
+    let missing = slots.saturating_sub(old.dim(1)?);
+    Ok(if missing == 0 {
+        old
+    } else {
+        old.pad(1, 0, missing, 0.0)?
+    })
+}
+
+fn written(old: Tensor, starts: &[usize], new: &Tensor, slots: usize) -> Result<Tensor> {
+    // A whole cache of new tokens needs no copy.
+    if starts.iter().all(|&s| s == 0) && new.dim(1)? == slots {
+        return Ok(new.contiguous()?);
+    }
+    let mut cache = grown(old, slots)?;
+    fn write<T: Stored>(cache: &mut Tensor, starts: &[usize], new: &Tensor) -> Result<()> {
+        let (slots, [_, t, h, d]) = (cache.dim(1)?, new.dims()?);
+        let (new, row) = (new.contiguous()?, h * d);
+        let new = new.slice::<T>()?;
+        Ok(cache.write::<T, _>(|cache| {
+            for (b, &start) in starts.iter().enumerate() {
+                let at = (b * slots + start) * row;
+                cache[at..at + t * row].copy_from_slice(&new[b * t * row..(b + 1) * t * row]);
+            }
+        })?)
+    }
+    match cache.dtype() {
+        DType::F64 => write::<f64>(&mut cache, starts, new)?,
+        DType::BF16 => write::<bf16>(&mut cache, starts, new)?,
+        _ => write::<f32>(&mut cache, starts, new)?,
+    }
+    Ok(cache)
+}
+
+fn composed(old: &Tensor, starts: &[usize], new: &Tensor, slots: usize) -> Result<Tensor> {
+    let [b, t, h, d] = new.dims()?;
+    if starts.windows(2).all(|w| w[0] == w[1]) {
+        let start = starts.first().copied().unwrap_or(0);
+        let joined = if start == 0 {
+            new.clone()
+        } else {
+            Tensor::cat(&[&old.narrow(1, 0, start)?, new], 1)?
+        };
+        return grown(joined, slots);
+    }
+    // Rows of different lengths: slot s of row b comes from the old cache or from a new token.
+    let old = grown(old.clone(), slots)?;
+    let slots = old.dim(1)?;
+    let both = Tensor::cat(
+        &[
+            &old.reshape(&[b * slots, h, d])?,
+            &new.reshape(&[b * t, h, d])?,
+        ],
+        0,
+    )?;
+    let source = |(b_, s): (usize, usize)| match s.checked_sub(starts[b_]) {
+        Some(i) if i < t => (b * slots + b_ * t + i) as i64,
+        _ => (b_ * slots + s) as i64,
+    };
+    let index: Vec<i64> = (0..b)
+        .flat_map(|r| (0..slots).map(move |s| (r, s)))
+        .map(source)
+        .collect();
+    let index = Tensor::from_vec(index, &[b * slots], &new.device())?;
+    Ok(both.index_select(0, &index)?.reshape(&[b, slots, h, d])?)
+}

@@ -1,0 +1,189 @@
+//! The tiled kernels against the plain form: values, log-sum-exp and all gradients, over sizes around the
+//! borders of tiles and panels, groupings of heads, windows, sinks, rings and empty slots.
+
+use weft_tensor::{DType, Device, Rng, Tensor, grad};
+
+use super::op::{KeyPositions, Visibility, attend, plain};
+use crate::golden::assert_close;
+
+fn random(shape: &[usize], seed: u64, dtype: DType) -> Tensor {
+    Rng::new(seed)
+        .normal(shape, 0.0, 1.0, DType::F64, &Device::Cpu)
+        .unwrap()
+        .to_dtype(dtype)
+        .unwrap()
+}
+
+type Attend = fn(&Tensor, &Tensor, &Tensor, &Visibility, f64) -> crate::Result<(Tensor, Tensor)>;
+
+struct Setup {
+    label: String,
+    queries: usize,
+    keys: usize,
+    heads: usize,
+    kv_heads: usize,
+    sees: Visibility,
+}
+
+fn causal(starts: &[i64]) -> Visibility {
+    Visibility {
+        query_start: starts.to_vec(),
+        keys: KeyPositions::Range(vec![0; starts.len()]),
+        window: None,
+        sinks: 0,
+    }
+}
+
+fn setups() -> Vec<Setup> {
+    let mut all = vec![];
+    let mut add = |label: &str, queries, keys, (heads, kv_heads), sees| {
+        let label = format!("{label} T={queries} S={keys} heads={heads}/{kv_heads}");
+        all.push(Setup {
+            label,
+            queries,
+            keys,
+            heads,
+            kv_heads,
+            sees,
+        });
+    };
+    for n in [1, 2, 15, 16, 17, 63, 64, 65, 127, 300] {
+        add("causal", n, n, (4, 2), causal(&[0, 0]));
+    }
+    for heads in [(4, 4), (4, 1), (3, 3)] {
+        add("grouping", 37, 37, heads, causal(&[0, 0]));
+    }
+    add(
+        "a cache in front, rows of different length",
+        5,
+        90,
+        (2, 1),
+        causal(&[70, 3]),
+    );
+    add("decoding", 1, 200, (8, 2), causal(&[150, 199]));
+    add("keys that nobody sees", 3, 130, (2, 2), causal(&[0, 40]));
+    for (window, sinks) in [(1, 0), (16, 0), (40, 3)] {
+        let sees = Visibility {
+            window: Some(window),
+            sinks,
+            ..causal(&[0, 0])
+        };
+        add(
+            &format!("window {window}, {sinks} sinks"),
+            150,
+            150,
+            (2, 1),
+            sees,
+        );
+    }
+    // A ring of 20 slots in rotated order with empty ones, then the new tokens; row 1 has seen nothing.
+    let ring =
+        |seen: i64| (0..20).map(move |s| (0..seen).rev().find(|p| p % 20 == s).unwrap_or(-1));
+    let slots = [33i64, 0]
+        .into_iter()
+        .flat_map(|seen| ring(seen).chain(seen..seen + 30))
+        .collect();
+    let sees = Visibility {
+        query_start: vec![33, 0],
+        keys: KeyPositions::Slots(slots),
+        window: Some(20),
+        sinks: 0,
+    };
+    add("ring", 30, 50, (4, 2), sees);
+    // Row 0 sees nothing at all: left padding at negative positions.
+    add("blind rows", 4, 20, (2, 2), causal(&[-10, 5]));
+    all
+}
+
+#[test]
+fn tiles_equal_the_plain_form_with_all_gradients() {
+    for s in setups() {
+        for (dtype, tolerance) in [(DType::F64, 1e-11), (DType::F32, 2e-5)] {
+            let leaf = |shape: &[usize], seed| random(shape, seed, dtype).requires_grad().unwrap();
+            let q = leaf(&[2, s.queries, s.heads, 20], 1);
+            let k = leaf(&[2, s.keys, s.kv_heads, 20], 2);
+            let v = leaf(&[2, s.keys, s.kv_heads, 12], 3);
+            let run = |f: Attend| {
+                let (o, lse) = f(&q, &k, &v, &s.sees, 0.3).unwrap();
+                let wo = random(o.shape(), 4, dtype);
+                let loss = o.mul(&wo).unwrap().sum_all().unwrap();
+                // lse is -infinity where nothing is seen: only finite rows enter the loss.
+                let finite = lse
+                    .gt(&Tensor::full(&[], -1e30, dtype, &Device::Cpu))
+                    .unwrap();
+                let kept = finite.where_cond(&lse, &lse.zeros_like()).unwrap();
+                let wl = random(lse.shape(), 5, dtype);
+                let loss = loss
+                    .add(&kept.mul(&wl).unwrap().sum_all().unwrap())
+                    .unwrap();
+                let g = grad(&[&loss], None, &[&q, &k, &v], false).unwrap();
+                let g: Vec<Tensor> = g.into_iter().flatten().collect();
+                (o.detach(), kept.detach(), g)
+            };
+            let (o, lse, g) = run(attend);
+            let (o2, lse2, g2) = run(plain);
+            assert_close(&format!("{} {dtype}: o", s.label), &o, &o2, tolerance);
+            assert_close(&format!("{} {dtype}: lse", s.label), &lse, &lse2, tolerance);
+            for (name, (g, w)) in ["dq", "dk", "dv"].iter().zip(g.iter().zip(&g2)) {
+                assert_close(
+                    &format!("{} {dtype}: {name}", s.label),
+                    g,
+                    w,
+                    10.0 * tolerance,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn hidden_keys_may_hold_nan() {
+    let q = random(&[1, 70, 2, 8], 1, DType::F32);
+    let clean = random(&[1, 140, 2, 8], 2, DType::F32);
+    let nan = Tensor::full(&[1, 70, 2, 8], f64::NAN, DType::F32, &Device::Cpu);
+    let dirty = Tensor::cat(&[&clean.narrow(1, 0, 70).unwrap(), &nan], 1)
+        .unwrap()
+        .requires_grad()
+        .unwrap();
+    let (o, _) = attend(&q, &dirty, &dirty, &causal(&[0]), 1.0).unwrap();
+    let (want, _) = attend(&q, &clean, &clean, &causal(&[0]), 1.0).unwrap();
+    assert_eq!(o.to_vec::<f32>().unwrap(), want.to_vec::<f32>().unwrap());
+    let g = grad(&[&o.sum_all().unwrap()], None, &[&dirty], false)
+        .unwrap()
+        .remove(0)
+        .unwrap();
+    assert!(g.all_finite().unwrap());
+}
+
+#[test]
+fn second_order_goes_through_the_plain_form() {
+    let leaf = |seed| {
+        random(&[1, 6, 2, 4], seed, DType::F64)
+            .requires_grad()
+            .unwrap()
+    };
+    let (q, k, v) = (leaf(1), leaf(2), leaf(3));
+    let run =
+        |f: Attend| {
+            let (o, _) = f(&q, &k, &v, &causal(&[0]), 0.5).unwrap();
+            let g = grad(
+                &[&o.square().unwrap().sum_all().unwrap()],
+                None,
+                &[&q],
+                true,
+            )
+            .unwrap()
+            .remove(0)
+            .unwrap();
+            grad(
+                &[&g.square().unwrap().sum_all().unwrap()],
+                None,
+                &[&k],
+                false,
+            )
+            .unwrap()
+            .remove(0)
+            .unwrap()
+        };
+    assert_close("second order", &run(attend), &run(plain), 1e-10);
+}
