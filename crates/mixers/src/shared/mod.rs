@@ -1,3 +1,4 @@
 //! Machinery that several mixers share.
 
+pub mod delta_rule;
 pub mod norm;
