@@ -16,31 +16,30 @@
 //! value columns, then everything else by chunks.
 
 use rayon::prelude::*;
-use weft_tensor::Real;
+use weft_tensor::{Buffer, Real, cpu::simd::vectorize};
 
-use super::blocks::{LANES, Lane, Left, Mode, lanes, product, scale_rows, solve_upper};
+use super::blocks::{LANES, Lane, Lanes, Left, Mode, lanes, product, scale_rows, solve_upper, sum};
 use super::chunk::{Saved, all_pairs, load_state, store_state};
 use super::keys::{Keys, Pairs};
 use super::keys_backward::{KeyGradients, KeyRows};
 use super::{Dims, Gate, Inputs, Layout, Span, Unit, rows_by_unit};
 
 /// Gradients of everything in [`Inputs`], in the same layouts. `decay` is empty if nothing decays.
-#[derive(Clone, Debug)]
-pub struct Gradients<R> {
+pub struct Gradients<R: Real> {
     /// [B, T, H, K]
-    pub q: Vec<R>,
+    pub q: Buffer<R>,
     /// [B, T, H, K]
-    pub k: Vec<R>,
+    pub k: Buffer<R>,
     /// [B, T, HV, V]
-    pub v: Vec<R>,
+    pub v: Buffer<R>,
     /// Of the log decay g.
-    pub decay: Vec<R>,
+    pub decay: Buffer<R>,
     /// Of the erase gate.
-    pub erase: Vec<R>,
+    pub erase: Buffer<R>,
     /// Of the write gate.
-    pub write: Vec<R>,
+    pub write: Buffer<R>,
     /// Of the state before the first token [B, HV, K, V].
-    pub state: Vec<R>,
+    pub state: Buffer<R>,
 }
 
 /// Gradients given those of the outputs [B, T, HV, V] and of the final state [B, HV, K, V] (zero if absent).
@@ -67,10 +66,10 @@ pub fn backward<R: Real>(
         l.units() * l.panels * l.chunks * l.channels(),
         "delta_rule: saved of {dims:?}"
     );
-    let zeros = |n| vec![R::ZERO; n];
+    let zeros = |n| Buffer::filled(n, R::ZERO);
     let gate = |gate: &Gate<R>| zeros(gate.data.len());
     let mut state = match d_state {
-        Some(d_state) => d_state.to_vec(),
+        Some(d_state) => Buffer::from_slice(d_state),
         None => zeros(dims.state_len()),
     };
     assert_eq!(
@@ -82,10 +81,10 @@ pub fn backward<R: Real>(
         q: zeros(dims.key_len()),
         k: zeros(dims.key_len()),
         v: zeros(dims.value_len()),
-        decay: x.decay.as_ref().map_or_else(Vec::new, gate),
+        decay: x.decay.as_ref().map_or_else(|| zeros(0), gate),
         erase: gate(&x.erase),
         write: gate(&x.write),
-        state: Vec::new(),
+        state: zeros(0),
     };
 
     let per_head = dims.repeat() * dims.key_dim * dims.value_dim;
@@ -123,7 +122,7 @@ pub fn backward<R: Real>(
 }
 
 /// The backward pass of one unit.
-struct Call<'a, R> {
+struct Call<'a, R: Real> {
     l: &'a Layout,
     x: &'a Inputs<'a, R>,
     d_o: &'a [R],
@@ -239,35 +238,48 @@ impl<R: Real> Call<'_, R> {
 
     /// dO of panel `j`, zero beyond the tokens and columns.
     fn load_outputs(&self, span: Span, j: usize, d_o: &mut [Lane<R>]) {
-        let (dims, column) = (&self.l.dims, j * LANES);
-        let width = LANES.min(self.l.columns() - column);
-        d_o.fill([R::ZERO; LANES]);
-        for r in 0..span.tokens {
-            let position = self.unit.batch * dims.tokens + span.start + r;
-            let head = position * dims.value_heads + self.unit.value_head;
-            d_o[r][..width].copy_from_slice(&self.d_o[head * dims.value_dim + column..][..width]);
+        let (l, columns) = (self.l, self.l.panel(j * LANES));
+        for (r, row) in d_o[..span.rows].iter_mut().enumerate() {
+            *row = [R::ZERO; LANES];
+            if r < span.tokens {
+                let head = l.value_head(self.unit, span.start + r);
+                let from = &self.d_o[head * l.dims.value_dim..][columns.clone()];
+                row.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+            }
         }
     }
 
     /// dv = dX . w and dw = dX . v of panel `j`.
     fn write_values(&self, span: Span, j: usize, d_x: &[Lane<R>], rows: &mut Rows<R>) {
-        let (dims, x, column) = (&self.l.dims, self.x, j * LANES);
-        let width = LANES.min(self.l.columns() - column);
-        for r in 0..span.tokens {
-            let position = self.unit.batch * dims.tokens + span.start + r;
-            let head = position * dims.value_heads + self.unit.value_head;
-            let v = &x.v[head * dims.value_dim + column..][..width];
-            let d_v = &mut rows.v[r][column..][..width];
-            for (i, (d_v, (d_x, v))) in d_v.iter_mut().zip(d_x[r].iter().zip(v)).enumerate() {
-                *d_v = *d_x * x.write.value(head, column + i, dims.value_dim);
-                let channel = if x.write.is_scalar() {
-                    (column + i) / dims.value_dim
-                } else {
-                    column + i
-                };
-                rows.write[r][channel] += *d_x * *v;
-            }
-        }
+        let (l, x, columns) = (self.l, self.x, self.l.panel(j * LANES));
+        vectorize(
+            #[inline(always)]
+            || {
+                for r in 0..span.tokens {
+                    let head = l.value_head(self.unit, span.start + r);
+                    let v = &x.v[head * l.dims.value_dim..][columns.clone()];
+                    let d_v = &mut rows.v[r][columns.clone()];
+                    let d_w = &mut *rows.write[r];
+                    match x.write.columns(head, columns.clone()) {
+                        [w] => {
+                            let mut products = [R::ZERO; LANES];
+                            for i in 0..v.len() {
+                                d_v[i] = d_x[r][i] * *w;
+                                products[i] = d_x[r][i] * v[i];
+                            }
+                            d_w[0] += sum(products);
+                        }
+                        w => {
+                            let d_w = &mut d_w[columns.clone()];
+                            for i in 0..v.len() {
+                                d_v[i] = d_x[r][i] * w[i];
+                                d_w[i] = d_x[r][i] * v[i];
+                            }
+                        }
+                    }
+                }
+            },
+        )
     }
 }
 
@@ -339,12 +351,12 @@ pub(super) struct PanelGradients<'a, R> {
     pub d_x: &'a [Lane<R>],
 }
 
-struct Scratch<R> {
+struct Scratch<R: Real> {
     keys: Keys<R>,
     pairs: Pairs<R>,
     grads: KeyGradients<R>,
-    d_o: Vec<Lane<R>>,
-    d_x: Vec<Lane<R>>,
+    d_o: Lanes<R>,
+    d_x: Lanes<R>,
 }
 
 impl<R: Real> Scratch<R> {

@@ -6,7 +6,9 @@
 //! register tile is 4 rows by 16 lanes, which fits all three. Each result is one chain of fused
 //! multiply-adds over the inner index in order, so its bits do not depend on how the work is divided.
 
-use weft_tensor::{Real, cpu::simd::vectorize};
+use std::ops::{Deref, DerefMut};
+
+use weft_tensor::{Buffer, Real, cpu::simd::vectorize};
 
 /// Columns of a register tile; also the sub-chunk length inside which decays are multiplied out.
 pub(super) const LANES: usize = 16;
@@ -21,9 +23,27 @@ pub(super) fn padded(n: usize) -> usize {
     n.next_multiple_of(LANES)
 }
 
-/// Scratch of `n` lanes.
-pub(super) fn lanes<R: Real>(n: usize) -> Vec<Lane<R>> {
-    vec![[R::ZERO; LANES]; n]
+/// Rows of lanes in a pooled, 64-byte aligned buffer.
+pub(super) struct Lanes<R: Real>(Buffer<R>);
+
+impl<R: Real> Deref for Lanes<R> {
+    type Target = [Lane<R>];
+    #[inline(always)]
+    fn deref(&self) -> &[Lane<R>] {
+        self.0.as_chunks().0
+    }
+}
+
+impl<R: Real> DerefMut for Lanes<R> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [Lane<R>] {
+        self.0.as_chunks_mut().0
+    }
+}
+
+/// `n` lanes of unspecified content.
+pub(super) fn lanes<R: Real>(n: usize) -> Lanes<R> {
+    Lanes(Buffer::unwritten(n * LANES))
 }
 
 /// The left factor of a product: a matrix stored in rows of lanes, or its transpose.

@@ -16,32 +16,30 @@
 //! Both orders do the same operations on every element: same bits.
 
 use rayon::prelude::*;
-use weft_tensor::Real;
+use weft_tensor::{Buffer, Real, cpu::simd::vectorize};
 
-use super::blocks::{LANES, Lane, Left, Mode, lanes, product, scale_rows, solve_lower};
+use super::blocks::{LANES, Lane, Lanes, Left, Mode, lanes, product, scale_rows, solve_lower};
 use super::keys::{Keys, Pairs};
 use super::{Dims, Inputs, Layout, Span, Unit, rows_by_unit};
 
 /// What [`forward`] returns.
-#[derive(Clone, Debug)]
-pub struct Forward<R> {
+pub struct Forward<R: Real> {
     /// Outputs [B, T, HV, V].
-    pub o: Vec<R>,
+    pub o: Buffer<R>,
     /// State after the last token [B, HV, K, V].
-    pub state: Vec<R>,
+    pub state: Buffer<R>,
     /// What [`super::backward`] needs beside the inputs, if it was asked for.
     pub saved: Option<Saved<R>>,
 }
 
 /// States before each chunk and effective values R of all chunks, in panels of 16 value columns: K / C + 1
 /// numbers per token and value column. The rest is computed again in the backward pass.
-#[derive(Clone, Debug)]
-pub struct Saved<R> {
+pub struct Saved<R: Real> {
     pub(super) chunk: usize,
     /// [units, panels, chunks, K] lanes.
-    pub(super) states: Vec<Lane<R>>,
+    pub(super) states: Lanes<R>,
     /// [units, panels, chunks, C] lanes.
-    pub(super) values: Vec<Lane<R>>,
+    pub(super) values: Lanes<R>,
 }
 
 /// Runs the rule over all tokens in chunks of `chunk`; `save` keeps what the backward pass needs.
@@ -58,10 +56,10 @@ pub fn forward<R: Real>(dims: Dims, x: &Inputs<R>, chunk: usize, save: bool) -> 
     };
     let mut states = lanes(kept * l.channels());
     let mut values = lanes(kept * l.rows());
-    let mut o = vec![R::ZERO; dims.value_len()];
+    let mut o = Buffer::unwritten(dims.value_len());
     let mut state = match x.state {
-        Some(state) => state.to_vec(),
-        None => vec![R::ZERO; dims.state_len()],
+        Some(state) => Buffer::from_slice(state),
+        None => Buffer::filled(dims.state_len(), R::ZERO),
     };
 
     let per_unit = l.panels * l.chunks;
@@ -137,11 +135,11 @@ pub(super) fn all_pairs<R: Real>(l: &Layout, x: &Inputs<R>, unit: Unit) -> Vec<P
         .collect()
 }
 
-struct Scratch<R> {
+struct Scratch<R: Real> {
     keys: Keys<R>,
     pairs: Pairs<R>,
-    x: Vec<Lane<R>>,
-    o: Vec<Lane<R>>,
+    x: Lanes<R>,
+    o: Lanes<R>,
 }
 
 impl<R: Real> Scratch<R> {
@@ -157,13 +155,13 @@ impl<R: Real> Scratch<R> {
 }
 
 /// Up to 16 value columns of a unit on their way through the chunks.
-struct Panel<'a, R> {
+struct Panel<'a, R: Real> {
     /// The first column.
     column: usize,
     /// The columns' part of each output row.
     rows: Vec<&'a mut [R]>,
     /// [K] lanes.
-    state: Vec<Lane<R>>,
+    state: Lanes<R>,
     /// [chunks, K] and [chunks, C] lanes, or nothing.
     kept_states: &'a mut [Lane<R>],
     kept_values: &'a mut [Lane<R>],
@@ -195,7 +193,7 @@ fn panels<'a, R: Real>(
 }
 
 impl<R: Real> Panel<'_, R> {
-    /// Takes the columns through chunk `c`; `values` and `o` are scratch.
+    /// Takes the columns through chunk `c`; `o` is scratch, `values` too where they are not kept.
     fn advance(
         &mut self,
         l: &Layout,
@@ -207,16 +205,20 @@ impl<R: Real> Panel<'_, R> {
         o: &mut [Lane<R>],
     ) {
         let span = l.span(c);
-        load_values(l, x, unit, span, self.column, values);
         if let Some(kept) = self.kept_states.chunks_exact_mut(l.channels()).nth(c) {
             kept.copy_from_slice(&self.state);
         }
+        let values = match self.kept_values.chunks_exact_mut(l.rows()).nth(c) {
+            Some(kept) => kept,
+            None => values,
+        };
+        load_values(l, x, unit, span, self.column, values);
         advance_chunk(l, span.rows, pairs, &mut self.state, values, o);
-        if let Some(kept) = self.kept_values.chunks_exact_mut(l.rows()).nth(c) {
-            kept.copy_from_slice(values);
-        }
         for (row, o) in self.rows[span.start..].iter_mut().zip(&o[..span.tokens]) {
-            row.copy_from_slice(&o[..row.len()]);
+            match <&mut Lane<R>>::try_from(&mut **row) {
+                Ok(row) => *row = *o,
+                Err(_) => row.copy_from_slice(&o[..row.len()]),
+            }
         }
     }
 }
@@ -267,7 +269,7 @@ pub(super) fn advance_chunk<R: Real>(
     );
 }
 
-/// Z = w . v of the columns from `column`, zero beyond the tokens.
+/// Z = w . v of the columns from `column`, zero beyond the tokens and columns.
 fn load_values<R: Real>(
     l: &Layout,
     x: &Inputs<R>,
@@ -276,21 +278,30 @@ fn load_values<R: Real>(
     column: usize,
     values: &mut [Lane<R>],
 ) {
-    let (dims, width) = (&l.dims, LANES.min(l.columns() - column));
-    values.fill([R::ZERO; LANES]);
-    for r in 0..span.tokens {
-        let position = unit.batch * dims.tokens + span.start + r;
-        let first = position * dims.value_heads + unit.value_head;
-        let v = &x.v[first * dims.value_dim + column..][..width];
-        for (i, (z, v)) in values[r].iter_mut().zip(v).enumerate() {
-            *z = *v * x.write.value(first, column + i, dims.value_dim);
-        }
-    }
+    let columns = l.panel(column);
+    vectorize(
+        #[inline(always)]
+        || {
+            for (r, row) in values[..span.rows].iter_mut().enumerate() {
+                let mut z = [R::ZERO; LANES];
+                if r < span.tokens {
+                    let head = l.value_head(unit, span.start + r);
+                    let v = &x.v[head * l.dims.value_dim..][columns.clone()];
+                    match x.write.columns(head, columns.clone()) {
+                        [w] => z.iter_mut().zip(v).for_each(|(z, v)| *z = *w * *v),
+                        w => z.iter_mut().zip(v.iter().zip(w)).for_each(|(z, (v, w))| *z = *w * *v),
+                    }
+                }
+                *row = z;
+            }
+        },
+    )
 }
 
 /// Columns `column..column + 16` of a unit's state [heads, K, V] as [K] lanes.
-pub(super) fn load_state<R: Real>(l: &Layout, column: usize, state: &[R]) -> Vec<Lane<R>> {
+pub(super) fn load_state<R: Real>(l: &Layout, column: usize, state: &[R]) -> Lanes<R> {
     let mut panel = lanes(l.channels());
+    panel.fill([R::ZERO; LANES]);
     for (i, at) in columns(l, column).enumerate() {
         for (k, row) in panel[..l.dims.key_dim].iter_mut().enumerate() {
             row[i] = state[at + k * l.dims.value_dim];

@@ -18,17 +18,17 @@
 
 use weft_tensor::{Real, cpu::simd::vectorize};
 
-use super::blocks::{LANES, Lane, Left, Mode, decay_to_end, lanes, product, sum, transpose};
+use super::blocks::{LANES, Lanes, Left, Mode, decay_to_end, lanes, product, sum, transpose};
 use super::{Inputs, L2_EPS, Layout, Span, Unit};
 
 /// The rows of one chunk of one unit, padded with zeros (decay factors with ones).
-pub(super) struct Keys<R> {
+pub(super) struct Keys<R: Real> {
     /// Normalised queries times K^-1/2, normalised keys, gated keys e [C, K].
-    pub q: Vec<Lane<R>>,
-    pub k: Vec<Lane<R>>,
-    pub e: Vec<Lane<R>>,
+    pub q: Lanes<R>,
+    pub k: Lanes<R>,
+    pub e: Lanes<R>,
     /// Decay factors exp(g) of each channel [C, K], or of the head [C].
-    pub decay: Vec<Lane<R>>,
+    pub decay: Lanes<R>,
     pub head_decay: Vec<R>,
     /// 1 / norm of the raw rows [C].
     pub q_rnorm: Vec<R>,
@@ -86,6 +86,7 @@ impl<R: Real> Keys<R> {
                     *e = *b * *k;
                 }
             } else {
+                e[b.len()..].fill(R::ZERO);
                 for ((e, k), b) in e.iter_mut().zip(k).zip(b) {
                     *e = *b * *k;
                 }
@@ -124,25 +125,25 @@ pub(super) fn normalise<R: Real>(x: &[R], scale: R, y: &mut [R]) -> R {
 }
 
 /// The products of a chunk's keys; see the head of this file.
-pub(super) struct Pairs<R> {
+pub(super) struct Pairs<R: Real> {
     /// [C, C], rows of `row_lanes`.
-    pub t: Vec<Lane<R>>,
-    pub p: Vec<Lane<R>>,
+    pub t: Lanes<R>,
+    pub p: Lanes<R>,
     /// [C, K], rows of `key_lanes`.
-    pub eg: Vec<Lane<R>>,
-    pub qg: Vec<Lane<R>>,
+    pub eg: Lanes<R>,
+    pub qg: Lanes<R>,
     /// [K, C], rows of `row_lanes`.
-    pub kt: Vec<Lane<R>>,
+    pub kt: Lanes<R>,
     /// [K].
-    pub gamma: Vec<Lane<R>>,
+    pub gamma: Lanes<R>,
     /// Decay of each row since the start of its sub-chunk (since the start of the chunk if it is per head,
     /// then [C] in `head_prefix`), and e and q times it.
-    pub prefix: Vec<Lane<R>>,
+    pub prefix: Lanes<R>,
     pub head_prefix: Vec<R>,
-    pub es: Vec<Lane<R>>,
-    pub qs: Vec<Lane<R>>,
+    pub es: Lanes<R>,
+    pub qs: Lanes<R>,
     ratios: Ratios<R>,
-    block: Vec<Lane<R>>,
+    block: Lanes<R>,
 }
 
 impl<R: Real> Pairs<R> {
@@ -198,26 +199,33 @@ impl<R: Real> Pairs<R> {
 
     /// prefix, es, qs, eg, qg of the sub-chunk from row `first`; gamma is the decay before it and, after, through it.
     fn scale_rows(&mut self, kl: usize, keys: &Keys<R>, first: usize) {
+        let (prefix, gamma) = (&mut self.prefix[..], &mut self.gamma[..]);
+        let (es, qs) = (&mut self.es[..], &mut self.qs[..]);
+        let (eg, qg) = (&mut self.eg[..], &mut self.qg[..]);
+        let (e, q, decay) = (&keys.e[..], &keys.q[..], &keys.decay[..]);
         vectorize(
             #[inline(always)]
             || {
                 for j in 0..kl {
                     let mut run = [R::ONE; LANES];
-                    let before = self.gamma[j];
+                    let before = gamma[j];
                     for r in first..first + LANES {
                         let i = r * kl + j;
                         for l in 0..LANES {
-                            run[l] = run[l] * keys.decay[i][l];
-                            let (e, q) = (keys.e[i][l] * run[l], keys.q[i][l] * run[l]);
-                            self.prefix[i][l] = run[l];
-                            self.es[i][l] = e;
-                            self.qs[i][l] = q;
-                            self.eg[i][l] = e * before[l];
-                            self.qg[i][l] = q * before[l];
+                            run[l] = run[l] * decay[i][l];
+                        }
+                        prefix[i] = run;
+                        for l in 0..LANES {
+                            es[i][l] = e[i][l] * run[l];
+                            eg[i][l] = es[i][l] * before[l];
+                        }
+                        for l in 0..LANES {
+                            qs[i][l] = q[i][l] * run[l];
+                            qg[i][l] = qs[i][l] * before[l];
                         }
                     }
                     for l in 0..LANES {
-                        self.gamma[j][l] = before[l] * run[l];
+                        gamma[j][l] = before[l] * run[l];
                     }
                 }
             },
@@ -341,9 +349,9 @@ impl<R: Real> Pairs<R> {
 
 /// Rows of the matrix exp(G_r - G_s) of a decay per head, s <= r (zero beyond), one after the other;
 /// `strict` is zero on the diagonal.
-pub(super) struct Ratios<R> {
-    pub strict: Vec<Lane<R>>,
-    pub inclusive: Vec<Lane<R>>,
+pub(super) struct Ratios<R: Real> {
+    pub strict: Lanes<R>,
+    pub inclusive: Lanes<R>,
 }
 
 impl<R: Real> Ratios<R> {
@@ -362,7 +370,7 @@ impl<R: Real> Ratios<R> {
     /// Moves on to row `r`, from row `r - 1` or from the start.
     #[inline(always)]
     pub fn advance(&mut self, head_decay: &[R], r: usize) {
-        for (strict, inclusive) in self.strict.iter_mut().zip(&mut self.inclusive) {
+        for (strict, inclusive) in self.strict.iter_mut().zip(self.inclusive.iter_mut()) {
             for l in 0..LANES {
                 strict[l] = inclusive[l] * head_decay[r];
                 inclusive[l] = strict[l];

@@ -18,28 +18,28 @@ use weft_tensor::{Real, cpu::simd::vectorize};
 
 use super::backward::PanelGradients;
 use super::blocks::{
-    LANES, Lane, Left, Mode, add_column_products, decay_to_end, lanes, multiply, multiply_lanes,
+    LANES, Lane, Lanes, Left, Mode, add_column_products, decay_to_end, lanes, multiply, multiply_lanes,
     product, scale_columns, scale_rows, sum, transpose,
 };
 use super::keys::{Keys, Pairs, Ratios};
 use super::{Inputs, Layout, Span, Unit};
 
 /// Gradients of one chunk's key side, and the scratch to compute them.
-pub(super) struct KeyGradients<R> {
+pub(super) struct KeyGradients<R: Real> {
     /// [C, K]: of Eg, Qg and Kt (here not transposed), then of e, q and k.
-    e: Vec<Lane<R>>,
-    q: Vec<Lane<R>>,
-    k: Vec<Lane<R>>,
+    e: Lanes<R>,
+    q: Lanes<R>,
+    k: Lanes<R>,
     /// [C, C], of T and P.
-    t: Vec<Lane<R>>,
-    p: Vec<Lane<R>>,
+    t: Lanes<R>,
+    p: Lanes<R>,
     /// Of gamma: one lane for each channel, still to be summed.
-    gamma: Vec<Lane<R>>,
+    gamma: Lanes<R>,
     /// Gradient of G behind the current row [K].
-    run: Vec<Lane<R>>,
+    run: Lanes<R>,
     /// Keys decayed to the current sub-chunk [C, K].
-    kept: Vec<Lane<R>>,
-    across: Vec<Lane<R>>,
+    kept: Lanes<R>,
+    across: Lanes<R>,
     ratios: Ratios<R>,
 }
 
@@ -145,7 +145,7 @@ impl<R: Real> KeyGradients<R> {
         out: &mut KeyRows<R>,
     ) {
         let (run, gamma) = (self.run.as_flattened_mut(), pairs.gamma.as_flattened());
-        for ((run, gamma), d) in run.iter_mut().zip(gamma).zip(&self.gamma) {
+        for ((run, gamma), d) in run.iter_mut().zip(gamma).zip(self.gamma.iter()) {
             *run = *gamma * sum(*d);
         }
         if l.channel_decay {

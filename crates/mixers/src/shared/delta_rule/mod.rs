@@ -39,6 +39,8 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use weft_tensor::Real;
 
 pub use backward::{Gradients, backward};
@@ -121,15 +123,15 @@ impl<'a, R: Real> Gate<'a, R> {
         &self.data[(position * self.heads + head) * self.width..][..self.width]
     }
 
-    /// The value for column `column` of the value head with index `head` = (b T + t) HV + hv, counting on into
-    /// the heads behind it.
+    /// The values for some columns counted from the value head with index `head` = (b T + t) HV + hv: one
+    /// each, or the only one of the head.
     #[inline(always)]
-    fn value(&self, head: usize, column: usize, value_dim: usize) -> R {
-        self.data[if self.is_scalar() {
-            head + column / value_dim
+    fn columns(&self, head: usize, columns: Range<usize>) -> &'a [R] {
+        if self.is_scalar() {
+            &self.data[head..=head]
         } else {
-            head * value_dim + column
-        }]
+            &self.data[head * self.width..][columns]
+        }
     }
 
     fn fits(&self, dims: &Dims, channels: usize) -> bool {
@@ -190,8 +192,8 @@ impl<R: Real> Inputs<'_, R> {
     }
 }
 
-/// How a call is cut up. A unit is what shares keys, decays and erase gates: one value head, or all the value
-/// heads of a key head; its value columns are computed in panels of 16.
+/// How a call is cut up. A unit is what shares keys, decays and erase gates: one value head or, with a write gate
+/// for each column, all the value heads of a key head. Its value columns are computed in panels of 16.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
     dims: Dims,
@@ -213,7 +215,8 @@ struct Layout {
 impl Layout {
     fn new<R: Real>(dims: Dims, x: &Inputs<R>, chunk: usize) -> Layout {
         let per_key_head = |gate: &Gate<R>| gate.heads == dims.heads;
-        let wide = x.decay.as_ref().is_none_or(per_key_head) && per_key_head(&x.erase);
+        let shared = x.decay.as_ref().is_none_or(per_key_head) && per_key_head(&x.erase);
+        let wide = shared && !x.write.is_scalar();
         let groups = if wide { 1 } else { dims.repeat() };
         let heads = dims.repeat() / groups;
         let chunk = chunk.clamp(1, dims.tokens.max(1));
@@ -237,6 +240,17 @@ impl Layout {
     /// Value columns of a unit.
     fn columns(&self) -> usize {
         self.heads * self.dims.value_dim
+    }
+
+    /// The columns of a unit's panel that begins at `column`.
+    fn panel(&self, column: usize) -> Range<usize> {
+        column..self.columns().min(column + LANES)
+    }
+
+    /// (b T + t) HV + hv of a unit's first value head.
+    #[inline(always)]
+    fn value_head(&self, unit: Unit, token: usize) -> usize {
+        (unit.batch * self.dims.tokens + token) * self.dims.value_heads + unit.value_head
     }
 
     /// Padded key channels.

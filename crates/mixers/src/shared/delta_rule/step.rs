@@ -101,8 +101,9 @@ fn step_head<R: Real>(
                 *o = q[c].mul_add(*s, *o);
             }
         }
+        let w = x.write.columns(value_head, first..first + width);
         for (i, ((r, o), v)) in read.iter_mut().zip(&mut *o).zip(v).enumerate() {
-            *r = *v * x.write.value(value_head, first + i, dims.value_dim) - *r;
+            *r = *v * if let [w] = w { *w } else { w[i] } - *r;
             *o = kq.mul_add(*r, *o);
         }
         for c in 0..n {

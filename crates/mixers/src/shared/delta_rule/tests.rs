@@ -311,7 +311,7 @@ fn gradients<R: Real>(p: &Problem, chunk: usize) -> [Vec<R>; 7] {
     p.run(|x| {
         let saved = forward(p.dims, x, chunk, true).saved.unwrap();
         let g = backward(p.dims, x, &saved, &w_o, Some(&w_s));
-        [g.q, g.k, g.v, g.decay, g.erase, g.write, g.state]
+        [g.q, g.k, g.v, g.decay, g.erase, g.write, g.state].map(|g| g.to_vec())
     })
 }
 
@@ -399,7 +399,7 @@ fn the_division_of_work_does_not_change_the_bits() {
                 .unwrap();
             pool.install(|| {
                 (
-                    p.run::<f64, _>(|x| forward(p.dims, x, 64, false).o),
+                    p.run::<f64, _>(|x| forward(p.dims, x, 64, false).o.to_vec()),
                     gradients::<f64>(&p, 64),
                 )
             })
