@@ -41,7 +41,7 @@ fn main() {
             value_dim: width,
         };
         let q = numbers(dims.key_len(), -1.0, 1.0);
-        let k = numbers(dims.key_len() , -1.0, 0.9);
+        let k = numbers(dims.key_len(), -1.0, 0.9);
         let v = numbers(dims.value_len(), -1.0, 1.0);
         let g = numbers(dims.key_len(), -0.1, 0.0);
         let gate = numbers(dims.value_len(), 0.0, 1.0);
@@ -51,9 +51,21 @@ fn main() {
             q: &q,
             k: &k,
             v: &v,
-            decay: Some(if name == "gdn" { per_head(&g[..rows]) } else { Gate::new(&g, heads, width) }),
-            erase: if name == "gdn2" { Gate::new(&gate, heads, width) } else { per_head(&gate[..rows]) },
-            write: if name == "gdn2" { Gate::new(&gate, heads, width) } else { per_head(&gate[..rows]) },
+            decay: Some(if name == "gdn" {
+                per_head(&g[..rows])
+            } else {
+                Gate::new(&g, heads, width)
+            }),
+            erase: if name == "gdn2" {
+                Gate::new(&gate, heads, width)
+            } else {
+                per_head(&gate[..rows])
+            },
+            write: if name == "gdn2" {
+                Gate::new(&gate, heads, width)
+            } else {
+                per_head(&gate[..rows])
+            },
             state: None,
         };
         for name in ["gdn2", "kda", "gdn"] {
@@ -62,10 +74,12 @@ fn main() {
                 let (c, n) = (chunk as f64, width as f64);
                 let chunks = (rows as f64 / c).ceil();
                 let operations = 2.0 * chunks * (5.0 * c * c * n + 3.0 * c * n * n);
-                let operations_back = 2.0 * chunks * (c * c * (13.0 * n + 2.0 * c) + 7.0 * c * n * n);
+                let operations_back =
+                    2.0 * chunks * (c * c * (13.0 * n + 2.0 * c) + 7.0 * c * n * n);
                 let saved = forward(dims, &x, chunk, true).saved;
                 let ahead = fastest(|| drop(forward(dims, &x, chunk, true)));
-                let back = saved.map_or(0.0, |s| fastest(|| drop(backward(dims, &x, &s, &v, None))));
+                let back =
+                    saved.map_or(0.0, |s| fastest(|| drop(backward(dims, &x, &s, &v, None))));
                 println!(
                     "{name:5} B{batch} T{tokens} H{heads} K=V={width} C{chunk:<4} forward {:7.2} ms {:6.1} GFLOP/s   backward {:7.2} ms {:6.1} GFLOP/s",
                     ahead * 1e3,
@@ -89,6 +103,10 @@ fn main() {
         };
         let time = fastest(|| (0..100).for_each(|_| step(one, &x, &mut state, &mut o))) / 100.0;
         let bytes = 8.0 * one.state_len() as f64;
-        println!("gdn2  B{batch} H{heads} K=V={width} step {:.2} us, {:.1} GB/s of state", time * 1e6, bytes / time * 1e-9);
+        println!(
+            "gdn2  B{batch} H{heads} K=V={width} step {:.2} us, {:.1} GB/s of state",
+            time * 1e6,
+            bytes / time * 1e-9
+        );
     }
 }

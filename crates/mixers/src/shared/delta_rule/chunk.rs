@@ -289,7 +289,10 @@ fn load_values<R: Real>(
                     let v = &x.v[head * l.dims.value_dim..][columns.clone()];
                     match x.write.columns(head, columns.clone()) {
                         [w] => z.iter_mut().zip(v).for_each(|(z, v)| *z = *w * *v),
-                        w => z.iter_mut().zip(v.iter().zip(w)).for_each(|(z, (v, w))| *z = *w * *v),
+                        w => z
+                            .iter_mut()
+                            .zip(v.iter().zip(w))
+                            .for_each(|(z, (v, w))| *z = *w * *v),
                     }
                 }
                 *row = z;

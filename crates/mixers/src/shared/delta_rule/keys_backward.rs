@@ -18,8 +18,8 @@ use weft_tensor::{Real, cpu::simd::vectorize};
 
 use super::backward::PanelGradients;
 use super::blocks::{
-    LANES, Lane, Lanes, Left, Mode, add_column_products, decay_to_end, lanes, multiply, multiply_lanes,
-    product, scale_columns, scale_rows, sum, transpose,
+    LANES, Lane, Lanes, Left, Mode, add_column_products, decay_to_end, lanes, multiply,
+    multiply_lanes, product, scale_columns, scale_rows, sum, transpose,
 };
 use super::keys::{Keys, Pairs, Ratios};
 use super::{Inputs, Layout, Span, Unit};

@@ -100,6 +100,8 @@ impl Problem {
     }
 
     fn run<R: Real, T>(&self, f: impl FnOnce(&Inputs<R>) -> T) -> T {
+        // What a kernel does not write is NaN.
+        weft_tensor::memory::poison(true);
         let data = self
             .data
             .clone()
