@@ -40,17 +40,14 @@ fn main() {
             key_dim: width,
             value_dim: width,
         };
-        let q = numbers(dims.key_len(), -1.0, 1.0);
-        let k = numbers(dims.key_len(), -1.0, 0.9);
-        let v = numbers(dims.value_len(), -1.0, 1.0);
-        let g = numbers(dims.key_len(), -0.1, 0.0);
-        let gate = numbers(dims.value_len(), 0.0, 1.0);
+        let qkv = numbers(dims.qkv_len(), -1.0, 0.9);
+        let d_o = numbers(dims.output_len(), -1.0, 1.0);
+        let g = numbers(dims.output_len(), -0.1, 0.0);
+        let gate = numbers(dims.output_len(), 0.0, 1.0);
         let rows = batch * tokens * heads;
         let per_head = |gate| Gate::scalar(gate, &dims);
         let inputs = |name| Inputs {
-            q: &q,
-            k: &k,
-            v: &v,
+            qkv: &qkv,
             decay: Some(if name == "gdn" {
                 per_head(&g[..rows])
             } else {
@@ -78,8 +75,9 @@ fn main() {
                     2.0 * chunks * (c * c * (13.0 * n + 2.0 * c) + 7.0 * c * n * n);
                 let saved = forward(dims, &x, chunk, true).saved;
                 let ahead = fastest(|| drop(forward(dims, &x, chunk, true)));
-                let back =
-                    saved.map_or(0.0, |s| fastest(|| drop(backward(dims, &x, &s, &v, None))));
+                let back = saved.map_or(0.0, |s| {
+                    fastest(|| drop(backward(dims, &x, &s, &d_o, None)))
+                });
                 println!(
                     "{name:5} B{batch} T{tokens} H{heads} K=V={width} C{chunk:<4} forward {:7.2} ms {:6.1} GFLOP/s   backward {:7.2} ms {:6.1} GFLOP/s",
                     ahead * 1e3,
@@ -91,14 +89,12 @@ fn main() {
         }
         let one = Dims { tokens: 1, ..dims };
         let mut state = vec![0.0; one.state_len()];
-        let mut o = vec![0.0; one.value_len()];
+        let mut o = vec![0.0; one.output_len()];
         let x = Inputs {
-            q: &q[..one.key_len()],
-            k: &k[..one.key_len()],
-            v: &v[..one.value_len()],
-            decay: Some(Gate::new(&g[..one.key_len()], heads, width)),
-            erase: Gate::new(&gate[..one.key_len()], heads, width),
-            write: Gate::new(&gate[..one.value_len()], heads, width),
+            qkv: &qkv[..one.qkv_len()],
+            decay: Some(Gate::new(&g[..one.output_len()], heads, width)),
+            erase: Gate::new(&gate[..one.output_len()], heads, width),
+            write: Gate::new(&gate[..one.output_len()], heads, width),
             state: None,
         };
         let time = fastest(|| (0..100).for_each(|_| step(one, &x, &mut state, &mut o))) / 100.0;

@@ -26,12 +26,8 @@ use super::{Dims, Gate, Inputs, Layout, Span, Unit, rows_by_unit};
 
 /// Gradients of everything in [`Inputs`], in the same layouts. `decay` is empty if nothing decays.
 pub struct Gradients<R: Real> {
-    /// [B, T, H, K]
-    pub q: Buffer<R>,
-    /// [B, T, H, K]
-    pub k: Buffer<R>,
-    /// [B, T, HV, V]
-    pub v: Buffer<R>,
+    /// Of q, k (before the L2 norm) and v, packed like them.
+    pub qkv: Buffer<R>,
     /// Of the log decay g.
     pub decay: Buffer<R>,
     /// Of the erase gate.
@@ -58,7 +54,7 @@ pub fn backward<R: Real>(
     let l = Layout::new(dims, x, saved.chunk);
     assert_eq!(
         d_o.len(),
-        dims.value_len(),
+        dims.output_len(),
         "delta_rule: gradient of o of {dims:?}"
     );
     assert_eq!(
@@ -78,9 +74,7 @@ pub fn backward<R: Real>(
         "delta_rule: gradient of the state of {dims:?}"
     );
     let mut grads = Gradients {
-        q: zeros(dims.key_len()),
-        k: zeros(dims.key_len()),
-        v: zeros(dims.value_len()),
+        qkv: zeros(dims.qkv_len()),
         decay: x.decay.as_ref().map_or_else(|| zeros(0), gate),
         erase: gate(&x.erase),
         write: gate(&x.write),
@@ -242,7 +236,8 @@ impl<R: Real> Call<'_, R> {
         for (r, row) in d_o[..span.rows].iter_mut().enumerate() {
             *row = [R::ZERO; LANES];
             if r < span.tokens {
-                let head = l.value_head(self.unit, span.start + r);
+                let position = l.position(self.unit, span.start + r);
+                let head = position * l.dims.value_heads + self.unit.value_head;
                 let from = &self.d_o[head * l.dims.value_dim..][columns.clone()];
                 row.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
             }
@@ -256,11 +251,12 @@ impl<R: Real> Call<'_, R> {
             #[inline(always)]
             || {
                 for r in 0..span.tokens {
-                    let head = l.value_head(self.unit, span.start + r);
-                    let v = &x.v[head * l.dims.value_dim..][columns.clone()];
+                    let (position, head) =
+                        (l.position(self.unit, span.start + r), self.unit.value_head);
+                    let v = x.values(&l.dims, position, head, columns.clone());
                     let d_v = &mut rows.v[r][columns.clone()];
                     let d_w = &mut *rows.write[r];
-                    match x.write.columns(head, columns.clone()) {
+                    match x.write.columns(position, head, columns.clone()) {
                         [w] => {
                             let mut products = [R::ZERO; LANES];
                             for i in 0..v.len() {
@@ -382,23 +378,37 @@ impl<'a, R: Real> Rows<'a, R> {
     fn by_key_head(dims: &Dims, x: &Inputs<R>, grads: &'a mut Gradients<R>) -> Vec<Self> {
         let gate = |gate: &Gate<R>| gate.heads / dims.heads * gate.width;
         let split = |data, width| rows_by_unit(data, dims.tokens, dims.heads, width).into_iter();
-        let mut q = split(&mut grads.q, dims.key_dim);
-        let mut k = split(&mut grads.k, dims.key_dim);
         let mut decay = split(&mut grads.decay, x.decay.as_ref().map_or(1, gate));
         let mut erase = split(&mut grads.erase, gate(&x.erase));
         let mut write = split(&mut grads.write, gate(&x.write));
-        split(&mut grads.v, dims.repeat() * dims.value_dim)
-            .map(|v| Rows {
+        let rows = || Vec::with_capacity(dims.tokens);
+        let mut heads: Vec<Rows<R>> = (0..dims.batch * dims.heads)
+            .map(|_| Rows {
                 keys: KeyRows {
-                    q: q.next().unwrap_or_default(),
-                    k: k.next().unwrap_or_default(),
+                    q: rows(),
+                    k: rows(),
                     decay: decay.next().unwrap_or_default(),
                     erase: erase.next().unwrap_or_default(),
                 },
-                v,
+                v: rows(),
                 write: write.next().unwrap_or_default(),
             })
-            .collect()
+            .collect();
+        for (position, row) in grads.qkv.chunks_exact_mut(dims.width()).enumerate() {
+            let (q, row) = row.split_at_mut(dims.heads * dims.key_dim);
+            let (k, v) = row.split_at_mut(dims.heads * dims.key_dim);
+            let values = v.chunks_exact_mut(dims.repeat() * dims.value_dim);
+            let keys = q
+                .chunks_exact_mut(dims.key_dim)
+                .zip(k.chunks_exact_mut(dims.key_dim));
+            let sequence = &mut heads[position / dims.tokens * dims.heads..];
+            for (head, ((q, k), v)) in sequence.iter_mut().zip(keys.zip(values)) {
+                head.keys.q.push(q);
+                head.keys.k.push(k);
+                head.v.push(v);
+            }
+        }
+        heads
     }
 
     /// The columns that belong to one unit, chunk by chunk.

@@ -56,7 +56,7 @@ pub fn forward<R: Real>(dims: Dims, x: &Inputs<R>, chunk: usize, save: bool) -> 
     };
     let mut states = lanes(kept * l.channels());
     let mut values = lanes(kept * l.rows());
-    let mut o = Buffer::unwritten(dims.value_len());
+    let mut o = Buffer::unwritten(dims.output_len());
     let mut state = match x.state {
         Some(state) => Buffer::from_slice(state),
         None => Buffer::filled(dims.state_len(), R::ZERO),
@@ -285,9 +285,9 @@ fn load_values<R: Real>(
             for (r, row) in values[..span.rows].iter_mut().enumerate() {
                 let mut z = [R::ZERO; LANES];
                 if r < span.tokens {
-                    let head = l.value_head(unit, span.start + r);
-                    let v = &x.v[head * l.dims.value_dim..][columns.clone()];
-                    match x.write.columns(head, columns.clone()) {
+                    let (position, head) = (l.position(unit, span.start + r), unit.value_head);
+                    let v = x.values(&l.dims, position, head, columns.clone());
+                    match x.write.columns(position, head, columns.clone()) {
                         [w] => z.iter_mut().zip(v).for_each(|(z, v)| *z = *w * *v),
                         w => z
                             .iter_mut()

@@ -76,10 +76,9 @@ impl<R: Real> Keys<R> {
                 e.fill(R::ZERO);
                 continue;
             }
-            let position = u.batch * dims.tokens + span.start + r;
-            let from = (position * dims.heads + u.head) * dims.key_dim;
-            self.q_rnorm[r] = normalise(&x.q[from..][..dims.key_dim], scale, q);
-            self.k_rnorm[r] = normalise(&x.k[from..][..dims.key_dim], R::ONE, k);
+            let position = l.position(u, span.start + r);
+            self.q_rnorm[r] = normalise(x.query(dims, position, u.head), scale, q);
+            self.k_rnorm[r] = normalise(x.key(dims, position, u.head), R::ONE, k);
             let b = x.erase.row(position, u.head_of(&x.erase, dims));
             if let [b] = b {
                 for (e, k) in e.iter_mut().zip(k) {

@@ -55,7 +55,8 @@ pub const L2_EPS: f64 = 1e-6;
 /// Tokens in a chunk. The work inside a chunk grows with it, the traffic on the state shrinks.
 pub const CHUNK: usize = 64;
 
-/// Sizes of one call. Layouts are row-major: q, k [B, T, H, K], v and o [B, T, HV, V], state [B, HV, K, V].
+/// Sizes of one call. Layouts are row-major: q, k [H, K] and v [HV, V] one after the other in each row of
+/// qkv [B, T, 2 H K + HV V] (as the short convolution leaves them), o [B, T, HV, V], state [B, HV, K, V].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dims {
     /// B
@@ -78,13 +79,18 @@ impl Dims {
         self.value_heads / self.heads
     }
 
-    /// Elements of q and of k.
-    pub fn key_len(&self) -> usize {
-        self.batch * self.tokens * self.heads * self.key_dim
+    /// Elements of a row of qkv.
+    pub fn width(&self) -> usize {
+        2 * self.heads * self.key_dim + self.value_heads * self.value_dim
     }
 
-    /// Elements of v and of o.
-    pub fn value_len(&self) -> usize {
+    /// Elements of qkv.
+    pub fn qkv_len(&self) -> usize {
+        self.batch * self.tokens * self.width()
+    }
+
+    /// Elements of o.
+    pub fn output_len(&self) -> usize {
         self.batch * self.tokens * self.value_heads * self.value_dim
     }
 
@@ -123,14 +129,15 @@ impl<'a, R: Real> Gate<'a, R> {
         &self.data[(position * self.heads + head) * self.width..][..self.width]
     }
 
-    /// The values for some columns counted from the value head with index `head` = (b T + t) HV + hv: one
-    /// each, or the only one of the head.
+    /// The values for some columns counted from a head, on into those behind it: one each, or the only one of
+    /// the head.
     #[inline(always)]
-    fn columns(&self, head: usize, columns: Range<usize>) -> &'a [R] {
+    fn columns(&self, position: usize, head: usize, columns: Range<usize>) -> &'a [R] {
+        let head = &self.data[(position * self.heads + head) * self.width..];
         if self.is_scalar() {
-            &self.data[head..=head]
+            &head[..1]
         } else {
-            &self.data[head * self.width..][columns]
+            &head[columns]
         }
     }
 
@@ -144,12 +151,8 @@ impl<'a, R: Real> Gate<'a, R> {
 /// What the rule reads. A tied gate beta is passed as both `erase` and `write`; its gradient is the sum of theirs.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a, R> {
-    /// Queries [B, T, H, K], before the L2 norm.
-    pub q: &'a [R],
-    /// Keys [B, T, H, K], before the L2 norm.
-    pub k: &'a [R],
-    /// Values [B, T, HV, V].
-    pub v: &'a [R],
+    /// Queries, keys (before the L2 norm) and values [B, T, 2 H K + HV V].
+    pub qkv: &'a [R],
     /// Log decay g <= 0, one value or K to a head. `None`: nothing decays.
     pub decay: Option<Gate<'a, R>>,
     /// Erase gate b, one value or K to a head.
@@ -160,7 +163,31 @@ pub struct Inputs<'a, R> {
     pub state: Option<&'a [R]>,
 }
 
-impl<R: Real> Inputs<'_, R> {
+impl<'a, R: Real> Inputs<'a, R> {
+    /// The query of a head at a position (b T + t).
+    #[inline(always)]
+    fn query(&self, dims: &Dims, position: usize, head: usize) -> &'a [R] {
+        &self.qkv[position * dims.width() + head * dims.key_dim..][..dims.key_dim]
+    }
+
+    #[inline(always)]
+    fn key(&self, dims: &Dims, position: usize, head: usize) -> &'a [R] {
+        self.query(dims, position, dims.heads + head)
+    }
+
+    /// Value columns counted from a value head, on into the heads behind it.
+    #[inline(always)]
+    fn values(
+        &self,
+        dims: &Dims,
+        position: usize,
+        value_head: usize,
+        columns: Range<usize>,
+    ) -> &'a [R] {
+        let start = 2 * dims.heads * dims.key_dim + value_head * dims.value_dim;
+        &self.qkv[position * dims.width() + start..][columns]
+    }
+
     /// # Panics
     /// If a slice does not have the size that `dims` says: an error of the calling operation, which has checked
     /// the shapes of its user.
@@ -169,9 +196,11 @@ impl<R: Real> Inputs<'_, R> {
             dims.heads > 0 && dims.value_heads.is_multiple_of(dims.heads),
             "delta_rule: {dims:?}"
         );
-        assert_eq!(self.q.len(), dims.key_len(), "delta_rule: q of {dims:?}");
-        assert_eq!(self.k.len(), dims.key_len(), "delta_rule: k of {dims:?}");
-        assert_eq!(self.v.len(), dims.value_len(), "delta_rule: v of {dims:?}");
+        assert_eq!(
+            self.qkv.len(),
+            dims.qkv_len(),
+            "delta_rule: qkv of {dims:?}"
+        );
         assert!(
             self.decay.is_none_or(|g| g.fits(dims, dims.key_dim)),
             "delta_rule: decay of {dims:?}"
@@ -247,10 +276,10 @@ impl Layout {
         column..self.columns().min(column + LANES)
     }
 
-    /// (b T + t) HV + hv of a unit's first value head.
+    /// b T + t.
     #[inline(always)]
-    fn value_head(&self, unit: Unit, token: usize) -> usize {
-        (unit.batch * self.dims.tokens + token) * self.dims.value_heads + unit.value_head
+    fn position(&self, unit: Unit, token: usize) -> usize {
+        unit.batch * self.dims.tokens + token
     }
 
     /// Padded key channels.

@@ -31,7 +31,7 @@ pub fn step<R: Real>(dims: Dims, x: &Inputs<R>, state: &mut [R], o: &mut [R]) {
         dims.state_len(),
         "delta_rule: state of {dims:?}"
     );
-    assert_eq!(o.len(), dims.value_len(), "delta_rule: o of {dims:?}");
+    assert_eq!(o.len(), dims.output_len(), "delta_rule: o of {dims:?}");
     let size = dims.key_dim * dims.value_dim;
     let head = |row: &mut Vec<R>, (i, (state, o)): (usize, (&mut [R], &mut [R]))| {
         let (batch, value_head) = (i / dims.value_heads, i % dims.value_heads);
@@ -73,9 +73,9 @@ fn step_head<R: Real>(
     let (q, row) = row.split_at_mut(padded(n));
     let (k, row) = row.split_at_mut(padded(n));
     let (e, decay) = row.split_at_mut(padded(n));
-    let from = (u.batch * dims.heads + u.head) * n;
-    normalise(&x.q[from..][..n], R::ONE / R::from_f64(n as f64).sqrt(), q);
-    normalise(&x.k[from..][..n], R::ONE, k);
+    let scale = R::ONE / R::from_f64(n as f64).sqrt();
+    normalise(x.query(dims, u.batch, u.head), scale, q);
+    normalise(x.key(dims, u.batch, u.head), R::ONE, k);
     match x.decay.as_ref().map(|g| g.row(u.batch, u.head_of(g, dims))) {
         None => decay.fill(R::ONE),
         Some([g]) => decay.fill(g.exp()),
@@ -87,8 +87,7 @@ fn step_head<R: Real>(
         e[c] = k[c] * decay[c] * if let [b] = b { *b } else { b[c] };
         q[c] = q[c] * decay[c];
     }
-    let value_head = u.batch * dims.value_heads + u.value_head;
-    let v = &x.v[value_head * dims.value_dim..][..dims.value_dim];
+    let v = x.values(dims, u.batch, u.value_head, 0..dims.value_dim);
     for (strip, (o, v)) in o.chunks_mut(STRIP).zip(v.chunks(STRIP)).enumerate() {
         let (first, width) = (strip * STRIP, o.len());
         let mut read = [R::ZERO; STRIP];
@@ -101,7 +100,7 @@ fn step_head<R: Real>(
                 *o = q[c].mul_add(*s, *o);
             }
         }
-        let w = x.write.columns(value_head, first..first + width);
+        let w = x.write.columns(u.batch, u.value_head, first..first + width);
         for (i, ((r, o), v)) in read.iter_mut().zip(&mut *o).zip(v).enumerate() {
             *r = *v * if let [w] = w { *w } else { w[i] } - *r;
             *o = kq.mul_add(*r, *o);

@@ -64,8 +64,8 @@ const GRAINS: [Grain; 6] = [DELTANET, GDN, KDA, KDA_PER_VALUE_HEAD, GDN2, ERASE_
 struct Problem {
     dims: Dims,
     grain: Grain,
-    /// q, k, v, decay, erase, write, state
-    data: [Vec<f64>; 7],
+    /// qkv, decay, erase, write, state
+    data: [Vec<f64>; 5],
     with_state: bool,
 }
 
@@ -83,9 +83,7 @@ impl Problem {
         };
         let signed = |x: f64| 2.0 * x - 1.0;
         let data = [
-            noise.fill(dims.key_len(), signed),
-            noise.fill(dims.key_len(), signed),
-            noise.fill(dims.value_len(), signed),
+            noise.fill(dims.qkv_len(), signed),
             noise.fill(grain.decay.map_or(0, |g| gate(g, dims.key_dim)), decay),
             noise.fill(gate(grain.erase, dims.key_dim), |x| 2.0 * x),
             noise.fill(gate((true, grain.write), dims.value_dim), |x| x),
@@ -114,11 +112,9 @@ impl Problem {
             }
         };
         let width = |channels, n| if channels { n } else { 1 };
-        let [q, k, v, decay, erase, write, state] = &data;
+        let [qkv, decay, erase, write, state] = &data;
         f(&Inputs {
-            q,
-            k,
-            v,
+            qkv,
             decay: self
                 .grain
                 .decay
@@ -144,7 +140,7 @@ fn recurrence(dims: &Dims, x: &Inputs<f64>) -> (Vec<f64>, Vec<f64>) {
     let mut state = x
         .state
         .map_or_else(|| vec![0.0; dims.state_len()], <[f64]>::to_vec);
-    let mut o = vec![0.0; dims.value_len()];
+    let mut o = vec![0.0; dims.output_len()];
     let unit = |row: &[f64]| {
         let norm = (row.iter().map(|x| x * x).sum::<f64>() + L2_EPS).sqrt();
         row.iter().map(|x| x / norm).collect::<Vec<f64>>()
@@ -153,9 +149,12 @@ fn recurrence(dims: &Dims, x: &Inputs<f64>) -> (Vec<f64>, Vec<f64>) {
         for hv in 0..dims.value_heads {
             let h = hv / dims.repeat();
             let s = &mut state[(position / dims.tokens * dims.value_heads + hv) * n * m..][..n * m];
-            let key = (position * dims.heads + h) * n;
-            let value = (position * dims.value_heads + hv) * m;
-            let (q, k) = (unit(&x.q[key..][..n]), unit(&x.k[key..][..n]));
+            let out = (position * dims.value_heads + hv) * m;
+            let v = x.values(dims, position, hv, 0..m);
+            let (q, k) = (
+                unit(x.query(dims, position, h)),
+                unit(x.key(dims, position, h)),
+            );
             let gate = |g: &Gate<f64>, c: usize| {
                 let row = g.row(position, if g.heads == dims.heads { h } else { hv });
                 row[if row.len() == 1 { 0 } else { c }]
@@ -168,10 +167,10 @@ fn recurrence(dims: &Dims, x: &Inputs<f64>) -> (Vec<f64>, Vec<f64>) {
                 let read: f64 = (0..n)
                     .map(|c| gate(&x.erase, c) * k[c] * s[c * m + j])
                     .sum();
-                let change = gate(&x.write, j) * x.v[value + j] - read;
+                let change = gate(&x.write, j) * v[j] - read;
                 for c in 0..n {
                     s[c * m + j] += k[c] * change;
-                    o[value + j] += q[c] * s[c * m + j] / (n as f64).sqrt();
+                    o[out + j] += q[c] * s[c * m + j] / (n as f64).sqrt();
                 }
             }
         }
@@ -279,8 +278,8 @@ fn a_step_is_a_recurrence_of_one_token() {
             let p = Problem::new(dims, grain, true, mild);
             let (o, state) = p.run(|x| recurrence(&p.dims, x));
             let (got_o, got_state) = p.run::<f64, _>(|x| {
-                let mut state = p.data[6].clone();
-                let mut o = vec![f64::NAN; dims.value_len()];
+                let mut state = p.data[4].clone();
+                let mut o = vec![f64::NAN; dims.output_len()];
                 step(dims, x, &mut state, &mut o);
                 (o, state)
             });
@@ -294,7 +293,7 @@ fn a_step_is_a_recurrence_of_one_token() {
 fn loss_weights(dims: &Dims) -> (Vec<f64>, Vec<f64>) {
     let mut noise = Noise(5);
     (
-        noise.fill(dims.value_len(), |x| x - 0.5),
+        noise.fill(dims.output_len(), |x| x - 0.5),
         noise.fill(dims.state_len(), |x| x - 0.5),
     )
 }
@@ -306,14 +305,14 @@ fn loss(p: &Problem) -> f64 {
     dot(&o, &w_o) + dot(&s, &w_s)
 }
 
-fn gradients<R: Real>(p: &Problem, chunk: usize) -> [Vec<R>; 7] {
+fn gradients<R: Real>(p: &Problem, chunk: usize) -> [Vec<R>; 5] {
     let (w_o, w_s) = loss_weights(&p.dims);
     let cast = |w: Vec<f64>| w.into_iter().map(R::from_f64).collect::<Vec<R>>();
     let (w_o, w_s) = (cast(w_o), cast(w_s));
     p.run(|x| {
         let saved = forward(p.dims, x, chunk, true).saved.unwrap();
         let g = backward(p.dims, x, &saved, &w_o, Some(&w_s));
-        [g.q, g.k, g.v, g.decay, g.erase, g.write, g.state].map(|g| g.to_vec())
+        [g.qkv, g.decay, g.erase, g.write, g.state].map(|g| g.to_vec())
     })
 }
 
