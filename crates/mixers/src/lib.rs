@@ -5,7 +5,10 @@
 //! implementations. Machinery that several mixers share is in [`shared`].
 
 pub mod error;
+pub mod gated_deltanet;
+pub mod gated_deltanet2;
 pub mod golden;
+pub mod kda;
 pub mod laws;
 pub mod mixer;
 pub mod padding;

@@ -54,7 +54,11 @@ pub struct Entry {
 }
 
 /// Every mixer of the house.
-pub static MIXERS: &[&Entry] = &[];
+pub static MIXERS: &[&Entry] = &[
+    &crate::gated_deltanet2::ENTRY,
+    &crate::kda::ENTRY,
+    &crate::gated_deltanet::ENTRY,
+];
 
 /// A mixer by its short name; an unknown one is refused with the nearest known name.
 pub fn find(name: &str) -> Result<&'static Entry> {

@@ -26,6 +26,9 @@
 //! - [`forward`] and [`backward`]: chunkwise (the WY form of Gated DeltaNet-2, section 3; derivation in `chunk`),
 //! - [`step`]: one token in place on the state.
 //!
+//! On tensors: [`delta_rule`], an operation with gradients over these kernels; [`delta_rule_step`]; and
+//! [`recurrence`], token by token in plain operations.
+//!
 //! Decays never appear as a quotient and never as exp of a difference of long sums: every ratio
 //! exp(G_r - G_s), r >= s, is multiplied out of factors exp(g) <= 1. So it cannot overflow, and a channel that
 //! was wiped by g = -50 does not cost its neighbours' digits by cancellation.
@@ -33,8 +36,12 @@
 mod backward;
 mod blocks;
 mod chunk;
+pub mod conv;
 mod keys;
 mod keys_backward;
+pub mod layer;
+mod op;
+mod reference;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -45,6 +52,7 @@ use weft_tensor::Real;
 
 pub use backward::{Gradients, backward};
 pub use chunk::{Forward, Saved, forward};
+pub use op::{Operands, delta_rule, delta_rule_step, recurrence};
 pub use step::step;
 
 use blocks::{LANES, padded};
