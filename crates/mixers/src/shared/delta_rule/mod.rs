@@ -37,6 +37,10 @@ mod backward;
 mod blocks;
 mod chunk;
 pub mod conv;
+#[cfg(test)]
+pub(crate) mod golden_layer;
+#[cfg(test)]
+mod golden_tests;
 mod keys;
 mod keys_backward;
 pub mod layer;

@@ -110,7 +110,7 @@ impl Operands {
         })
     }
 
-    fn inputs<R: Real + Stored>(&self) -> Result<Inputs<'_, R>> {
+    pub(super) fn inputs<R: Real + Stored>(&self) -> Result<Inputs<'_, R>> {
         fn gate<R: Real + Stored>(x: &Tensor) -> Result<Gate<'_, R>> {
             let width = if x.rank() == 4 { x.dim(3)? } else { 1 };
             Ok(Gate::new(x.slice()?, x.dim(2)?, width))
