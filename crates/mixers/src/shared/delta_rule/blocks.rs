@@ -306,7 +306,7 @@ pub(super) fn scale_rows<R: Real>(factors: &[R], groups: usize, rows: &mut [Lane
             for (row, factor) in rows.chunks_exact_mut(groups).zip(factors) {
                 for lane in row {
                     for l in 0..LANES {
-                        lane[l] = lane[l] * *factor;
+                        lane[l] *= *factor;
                     }
                 }
             }
@@ -338,7 +338,7 @@ pub(super) fn multiply<R: Real>(factors: &[Lane<R>], x: &mut [Lane<R>]) {
 pub(super) fn multiply_lanes<R: Real>(factors: &[Lane<R>], x: &mut [Lane<R>]) {
     for (x, f) in x.iter_mut().zip(factors) {
         for l in 0..LANES {
-            x[l] = x[l] * f[l];
+            x[l] *= f[l];
         }
     }
 }
@@ -353,8 +353,8 @@ pub(super) fn decay_to_end<R: Real>(groups: usize, decay: &[Lane<R>], rows: &mut
                 for r in (0..LANES).rev() {
                     let i = r * groups + j;
                     for l in 0..LANES {
-                        rows[i][l] = rows[i][l] * run[l];
-                        run[l] = run[l] * decay[i][l];
+                        rows[i][l] *= run[l];
+                        run[l] *= decay[i][l];
                     }
                 }
             }

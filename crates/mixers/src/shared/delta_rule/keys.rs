@@ -118,7 +118,7 @@ pub(super) fn normalise<R: Real>(x: &[R], scale: R, y: &mut [R]) -> R {
     }
     let rnorm = R::ONE / (sum(squares) + R::from_f64(L2_EPS)).sqrt();
     for y in y {
-        *y = *y * (rnorm * scale);
+        *y *= rnorm * scale;
     }
     rnorm
 }
@@ -211,7 +211,7 @@ impl<R: Real> Pairs<R> {
                     for r in first..first + LANES {
                         let i = r * kl + j;
                         for l in 0..LANES {
-                            run[l] = run[l] * decay[i][l];
+                            run[l] *= decay[i][l];
                         }
                         prefix[i] = run;
                         for l in 0..LANES {
@@ -249,7 +249,7 @@ impl<R: Real> Pairs<R> {
                         for j in 0..kl {
                             for l in 0..LANES {
                                 let decay = if r > s { a[j][l] } else { R::ONE };
-                                key[j][l] = key[j][l] * decay;
+                                key[j][l] *= decay;
                                 te[l] = e[j][l].mul_add(key[j][l], te[l]);
                                 tq[l] = q[j][l].mul_add(key[j][l], tq[l]);
                             }
@@ -276,7 +276,7 @@ impl<R: Real> Pairs<R> {
                 for (row, decay) in self.kt.chunks_exact_mut(rl).zip(through) {
                     for lane in &mut row[..block] {
                         for l in 0..LANES {
-                            lane[l] = lane[l] * *decay;
+                            lane[l] *= *decay;
                         }
                     }
                 }
@@ -316,14 +316,14 @@ impl<R: Real> Pairs<R> {
                     for j in 0..=r / LANES {
                         let (t, p) = (&mut self.t[row.clone()][j], &mut self.p[row.clone()][j]);
                         for l in 0..LANES {
-                            t[l] = t[l] * ratios.strict[j][l];
-                            p[l] = p[l] * ratios.inclusive[j][l];
+                            t[l] *= ratios.strict[j][l];
+                            p[l] *= ratios.inclusive[j][l];
                         }
                     }
                 }
                 let mut run = R::ONE;
                 for r in 0..rows {
-                    run = run * keys.head_decay[r];
+                    run *= keys.head_decay[r];
                     self.head_prefix[r] = run;
                     for i in r * kl..(r + 1) * kl {
                         for l in 0..LANES {
@@ -337,7 +337,7 @@ impl<R: Real> Pairs<R> {
                 for row in self.kt.chunks_exact_mut(rl) {
                     for j in 0..rows / LANES {
                         for l in 0..LANES {
-                            row[j][l] = row[j][l] * ratios.inclusive[j][l];
+                            row[j][l] *= ratios.inclusive[j][l];
                         }
                     }
                 }

@@ -64,7 +64,7 @@ impl Heads {
         if d_model == 0 || heads == 0 || value_heads == 0 || key_dim == 0 || value_dim == 0 {
             return refuse("the width, head counts and head widths must be at least 1".into());
         }
-        if value_heads % heads != 0 {
+        if !value_heads.is_multiple_of(heads) {
             return refuse(format!(
                 "num_v_heads {value_heads} is not a multiple of num_heads {heads}"
             ));

@@ -85,7 +85,7 @@ fn step_head<R: Real>(
     let kq: R = k.iter().zip(&*q).map(|(k, q)| *k * *q).sum();
     for c in 0..n {
         e[c] = k[c] * decay[c] * if let [b] = b { *b } else { b[c] };
-        q[c] = q[c] * decay[c];
+        q[c] *= decay[c];
     }
     let v = x.values(dims, u.batch, u.value_head, 0..dims.value_dim);
     for (strip, (o, v)) in o.chunks_mut(STRIP).zip(v.chunks(STRIP)).enumerate() {
