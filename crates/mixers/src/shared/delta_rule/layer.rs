@@ -301,6 +301,28 @@ pub struct DeltaLayer {
 }
 
 impl DeltaLayer {
+    fn state_shapes(&self, batch: usize) -> [(&'static str, Vec<usize>); 2] {
+        let h = &self.heads;
+        [
+            ("state", vec![batch, h.value_heads, h.key_dim, h.value_dim]),
+            ("conv", vec![batch, h.taps - 1, h.width()]),
+        ]
+    }
+
+    /// Refuse a state that is not this layer's before anything is changed.
+    fn expect(&self, state: &State, batch: usize) -> Result<()> {
+        state.expect(self.name, batch)?;
+        for (name, shape) in self.state_shapes(batch) {
+            let found = state.get(name)?.shape();
+            if found != shape {
+                let detail =
+                    format!("its {name:?} has shape {found:?}, this layer needs {shape:?}");
+                return Err(Error::state(self.name, detail));
+            }
+        }
+        Ok(())
+    }
+
     /// The rule on projected x; moves the state on.
     fn mix(&self, p: &Projected, state: &mut State, call: &Call, form: Form) -> Result<Tensor> {
         let (qkv, inputs) = self.conv.forward(&p.qkv, state.get("conv")?, call)?;
@@ -311,24 +333,24 @@ impl DeltaLayer {
             erase = erase.mul_scalar(2.0)?;
         }
         let write = p.write.as_ref().map_or_else(|| Ok(erase.clone()), gate)?;
+        let decay = self.decay.forward(&p.decay, dtype)?;
+        // The only owner of a state may change it in place.
+        let before = match form {
+            Form::Step => state.take("state")?,
+            Form::Chunk | Form::Reference => state.get("state")?.clone(),
+        };
         // A key of 0 neither erases nor writes; a log decay of 0 keeps everything.
-        let mut x = Operands {
+        let x = Operands {
             qkv: call.zero_padding(&qkv)?,
-            decay: Some(call.zero_padding(&self.decay.forward(&p.decay, dtype)?)?),
+            decay: Some(call.zero_padding(&decay)?),
             erase,
             write,
-            state: state.get("state")?.clone(),
+            state: before,
         };
-        x.dims()?;
         let (o, after) = match form {
             Form::Reference => recurrence(&x)?,
             Form::Chunk => delta_rule(&x, call.chunk.unwrap_or(CHUNK))?,
-            Form::Step => {
-                // The only owner of the state may change it in place.
-                drop(std::mem::replace(&mut x.state, inputs.clone()));
-                x.state = state.take("state")?;
-                delta_rule_step(x)?
-            }
+            Form::Step => delta_rule_step(x)?,
         };
         state.put("state", after)?;
         state.put("conv", inputs)?;
@@ -343,7 +365,7 @@ impl Mixer for DeltaLayer {
 
     fn forward(&self, x: &Tensor, state: &mut State, call: &Call) -> Result<Tensor> {
         let (x, b, t) = call.open(self.name, x, self.d_model)?;
-        state.expect(self.name, b)?;
+        self.expect(state, b)?;
         let form = call.form.unwrap_or_else(|| self.plan(t, grad_enabled()).0);
         if form == Form::Step && (t != 1 || grad_enabled()) {
             let detail =
@@ -369,14 +391,15 @@ impl Mixer for DeltaLayer {
     }
 
     fn init_state(&self, batch: usize, dtype: DType) -> Result<State> {
-        let (h, device) = (&self.heads, self.norm.weight.get().device());
+        let device = self.norm.weight.get().device();
         let mut state = State::new(self.name, batch);
-        let shape = [batch, h.value_heads, h.key_dim, h.value_dim];
-        state.put("state", Tensor::zeros(&shape, state_dtype(dtype), &device))?;
-        state.put(
-            "conv",
-            Tensor::zeros(&[batch, h.taps - 1, h.width()], dtype, &device),
-        )?;
+        for ((name, shape), dtype) in self
+            .state_shapes(batch)
+            .into_iter()
+            .zip([state_dtype(dtype), dtype])
+        {
+            state.put(name, Tensor::zeros(&shape, dtype, &device))?;
+        }
         Ok(state)
     }
 

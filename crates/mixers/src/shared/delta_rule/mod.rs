@@ -45,6 +45,8 @@ mod keys;
 mod keys_backward;
 pub mod layer;
 mod op;
+#[cfg(test)]
+mod op_tests;
 mod reference;
 mod step;
 #[cfg(test)]
