@@ -14,6 +14,7 @@
 use weft_tensor::{DType, Tensor, grad_enabled};
 
 use super::conv::ShortConv;
+use super::decay::log_decay;
 use super::{CHUNK, Operands, delta_rule, delta_rule_step, recurrence};
 use crate::error::{Error, Result};
 use crate::mixer::{Call, Form, Mixer};
@@ -243,18 +244,18 @@ impl Decay {
     }
 
     fn forward(&self, f: &Tensor, dtype: DType) -> Result<Tensor> {
-        let (bias, rate) = (self.dt_bias.cast(dtype)?, self.a_log.cast(dtype)?.exp()?);
+        let f = f.to_dtype(dtype)?;
         // One bias for each logit, one rate for each head.
-        let bias = bias.reshape(&f.shape()[2..])?;
-        let rate = match f.rank() {
-            4 => rate.reshape(&[f.dim(2)?, 1])?,
-            _ => rate.reshape(&[f.dim(2)?])?,
+        let bias = self.dt_bias.cast(dtype)?.reshape(&f.shape()[2..])?;
+        let a_log = self.a_log.cast(dtype)?.reshape(&f.shape()[2..3])?;
+        let Some(bound) = self.lower_bound else {
+            return Ok(log_decay(&f, &bias, &a_log)?);
         };
-        let f = f.to_dtype(dtype)?.add(&bias)?;
-        Ok(match self.lower_bound {
-            None => f.softplus()?.mul(&rate.neg()?)?,
-            Some(bound) => f.mul(&rate)?.sigmoid()?.mul_scalar(bound)?,
-        })
+        let mut rate = a_log.exp()?;
+        if f.rank() == 4 {
+            rate = rate.unsqueeze(-1)?;
+        }
+        Ok(f.add(&bias)?.mul(&rate)?.sigmoid()?.mul_scalar(bound)?)
     }
 }
 

@@ -37,6 +37,7 @@ mod backward;
 mod blocks;
 mod chunk;
 pub mod conv;
+pub mod decay;
 #[cfg(test)]
 pub(crate) mod golden_layer;
 #[cfg(test)]
