@@ -18,7 +18,9 @@
 use rayon::prelude::*;
 use weft_tensor::{Buffer, Real, cpu::simd::vectorize};
 
-use super::blocks::{LANES, Lane, Lanes, Left, Mode, lanes, product, scale_rows, solve_upper, sum};
+use super::blocks::{
+    LANES, Lane, Lanes, Left, Mode, lane, lanes, product, scale_rows, solve_upper, store, sum,
+};
 use super::chunk::{Saved, all_pairs, load_state, store_state};
 use super::keys::{Keys, Pairs};
 use super::keys_backward::{KeyGradients, KeyRows};
@@ -238,8 +240,7 @@ impl<R: Real> Call<'_, R> {
             if r < span.tokens {
                 let position = l.position(self.unit, span.start + r);
                 let head = position * l.dims.value_heads + self.unit.value_head;
-                let from = &self.d_o[head * l.dims.value_dim..][columns.clone()];
-                row.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+                *row = lane(&self.d_o[head * l.dims.value_dim..][columns.clone()]);
             }
         }
     }
@@ -254,24 +255,17 @@ impl<R: Real> Call<'_, R> {
                     let (position, head) =
                         (l.position(self.unit, span.start + r), self.unit.value_head);
                     let v = x.values(&l.dims, position, head, columns.clone());
-                    let d_v = &mut rows.v[r][columns.clone()];
-                    let d_w = &mut *rows.write[r];
-                    match x.write.columns(position, head, columns.clone()) {
-                        [w] => {
-                            let mut products = [R::ZERO; LANES];
-                            for i in 0..v.len() {
-                                d_v[i] = d_x[r][i] * *w;
-                                products[i] = d_x[r][i] * v[i];
-                            }
-                            d_w[0] += sum(products);
-                        }
-                        w => {
-                            let d_w = &mut d_w[columns.clone()];
-                            for i in 0..v.len() {
-                                d_v[i] = d_x[r][i] * w[i];
-                                d_w[i] = d_x[r][i] * v[i];
-                            }
-                        }
+                    let (v, w) = (lane(v), x.write.columns(position, head, columns.clone()));
+                    let weight = if let [w] = w { [*w; LANES] } else { lane(w) };
+                    let (mut d_v, mut d_w) = (d_x[r], d_x[r]);
+                    for l in 0..LANES {
+                        d_v[l] *= weight[l];
+                        d_w[l] *= v[l];
+                    }
+                    store(&d_v, &mut rows.v[r][columns.clone()]);
+                    match &mut *rows.write[r] {
+                        [total] => *total += sum(d_w),
+                        row => store(&d_w, &mut row[columns.clone()]),
                     }
                 }
             },

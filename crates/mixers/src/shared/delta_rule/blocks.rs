@@ -290,6 +290,36 @@ fn riffle<R: Real>(x: &[R; LANES * LANES], y: &mut [R; LANES * LANES]) {
     }
 }
 
+/// Up to 16 elements as a lane, zeros beyond.
+#[inline(always)]
+pub(super) fn lane<R: Real>(x: &[R]) -> Lane<R> {
+    if let Ok(whole) = x.try_into() {
+        return whole;
+    }
+    let mut lane = [R::ZERO; LANES];
+    for (to, from) in lane.iter_mut().zip(x) {
+        *to = *from;
+    }
+    lane
+}
+
+/// The first elements of a lane into as many places.
+#[inline(always)]
+pub(super) fn store<R: Real>(lane: &Lane<R>, to: &mut [R]) {
+    match <&mut Lane<R>>::try_from(&mut *to) {
+        Ok(whole) => *whole = *lane,
+        Err(_) => to.iter_mut().zip(lane).for_each(|(to, from)| *to = *from),
+    }
+}
+
+/// A row as lanes, zeros beyond.
+#[inline(always)]
+pub(super) fn load<R: Real>(x: &[R], row: &mut [Lane<R>]) {
+    for (to, from) in row.iter_mut().zip(x.chunks(LANES)) {
+        *to = lane(from);
+    }
+}
+
 /// Sum of the lanes, as a tree.
 #[inline(always)]
 pub(super) fn sum<R: Real>(x: Lane<R>) -> R {
@@ -354,6 +384,8 @@ pub(super) fn decay_to_end<R: Real>(groups: usize, decay: &[Lane<R>], rows: &mut
                     let i = r * groups + j;
                     for l in 0..LANES {
                         rows[i][l] *= run[l];
+                    }
+                    for l in 0..LANES {
                         run[l] *= decay[i][l];
                     }
                 }

@@ -18,7 +18,9 @@
 use rayon::prelude::*;
 use weft_tensor::{Buffer, Real, cpu::simd::vectorize};
 
-use super::blocks::{LANES, Lane, Lanes, Left, Mode, lanes, product, scale_rows, solve_lower};
+use super::blocks::{
+    LANES, Lane, Lanes, Left, Mode, lane, lanes, product, scale_rows, solve_lower, store,
+};
 use super::keys::{Keys, Pairs};
 use super::{Dims, Inputs, Layout, Span, Unit, rows_by_unit};
 
@@ -215,10 +217,7 @@ impl<R: Real> Panel<'_, R> {
         load_values(l, x, unit, span, self.column, values);
         advance_chunk(l, span.rows, pairs, &mut self.state, values, o);
         for (row, o) in self.rows[span.start..].iter_mut().zip(&o[..span.tokens]) {
-            match <&mut Lane<R>>::try_from(&mut **row) {
-                Ok(row) => *row = *o,
-                Err(_) => row.copy_from_slice(&o[..row.len()]),
-            }
+            store(o, row);
         }
     }
 }
@@ -283,19 +282,19 @@ fn load_values<R: Real>(
         #[inline(always)]
         || {
             for (r, row) in values[..span.rows].iter_mut().enumerate() {
-                let mut z = [R::ZERO; LANES];
-                if r < span.tokens {
-                    let (position, head) = (l.position(unit, span.start + r), unit.value_head);
-                    let v = x.values(&l.dims, position, head, columns.clone());
-                    match x.write.columns(position, head, columns.clone()) {
-                        [w] => z.iter_mut().zip(v).for_each(|(z, v)| *z = *w * *v),
-                        w => z
-                            .iter_mut()
-                            .zip(v.iter().zip(w))
-                            .for_each(|(z, (v, w))| *z = *w * *v),
-                    }
+                if r >= span.tokens {
+                    *row = [R::ZERO; LANES];
+                    continue;
                 }
-                *row = z;
+                let (position, head) = (l.position(unit, span.start + r), unit.value_head);
+                *row = lane(x.values(&l.dims, position, head, columns.clone()));
+                let w = match x.write.columns(position, head, columns.clone()) {
+                    [w] => [*w; LANES],
+                    w => lane(w),
+                };
+                for l in 0..LANES {
+                    row[l] *= w[l];
+                }
             }
         },
     )

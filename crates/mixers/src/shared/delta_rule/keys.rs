@@ -18,7 +18,10 @@
 
 use weft_tensor::{Real, cpu::simd::vectorize};
 
-use super::blocks::{LANES, Lanes, Left, Mode, decay_to_end, lanes, product, sum, transpose};
+use super::blocks::{
+    LANES, Lane, Lanes, Left, Mode, decay_to_end, lanes, load, multiply_lanes, product, sum,
+    transpose,
+};
 use super::{Inputs, L2_EPS, Layout, Span, Unit};
 
 /// The rows of one chunk of one unit, padded with zeros (decay factors with ones).
@@ -60,65 +63,68 @@ impl<R: Real> Keys<R> {
 
     #[inline(always)]
     fn load_rows(&mut self, l: &Layout, x: &Inputs<R>, u: Unit, span: Span) {
-        let (dims, width) = (&l.dims, l.channels());
+        let (dims, kl) = (&l.dims, l.key_lanes);
+        let (q, k) = (&mut self.q[..span.rows * kl], &mut self.k[..span.rows * kl]);
+        let (e, decay) = (
+            &mut self.e[..span.rows * kl],
+            &mut self.decay[..span.rows * kl],
+        );
+        for r in 0..span.tokens {
+            let (position, row) = (l.position(u, span.start + r), r * kl..(r + 1) * kl);
+            load(x.query(dims, position, u.head), &mut q[row.clone()]);
+            load(x.key(dims, position, u.head), &mut k[row.clone()]);
+            match x.erase.row(position, u.head_of(&x.erase, dims)) {
+                [b] => e[row.clone()].fill([*b; LANES]),
+                b => load(b, &mut e[row.clone()]),
+            }
+            match x
+                .decay
+                .as_ref()
+                .map(|gate| gate.row(position, u.head_of(gate, dims)))
+            {
+                None => self.head_decay[r] = R::ONE,
+                Some([g]) => self.head_decay[r] = g.exp(),
+                Some(g) => load(g, &mut decay[row]),
+            }
+        }
+        // Rows beyond the tokens: keys of 0, decays of 1.
+        for rows in [&mut *q, k, e, decay] {
+            rows[span.tokens * kl..].fill([R::ZERO; LANES]);
+        }
+        self.head_decay[span.tokens..].fill(R::ONE);
         let scale = R::ONE / R::from_f64(dims.key_dim as f64).sqrt();
-        for r in 0..span.rows {
-            let row = r * width..(r + 1) * width;
-            let q = &mut self.q.as_flattened_mut()[row.clone()];
-            let k = &mut self.k.as_flattened_mut()[row.clone()];
-            let e = &mut self.e.as_flattened_mut()[row.clone()];
-            let decay = &mut self.decay.as_flattened_mut()[row];
-            decay.fill(R::ONE);
-            self.head_decay[r] = R::ONE;
-            if r >= span.tokens {
-                q.fill(R::ZERO);
-                k.fill(R::ZERO);
-                e.fill(R::ZERO);
-                continue;
-            }
-            let position = l.position(u, span.start + r);
-            self.q_rnorm[r] = normalise(x.query(dims, position, u.head), scale, q);
-            self.k_rnorm[r] = normalise(x.key(dims, position, u.head), R::ONE, k);
-            let b = x.erase.row(position, u.head_of(&x.erase, dims));
-            if let [b] = b {
-                for (e, k) in e.iter_mut().zip(k) {
-                    *e = *b * *k;
-                }
-            } else {
-                e[b.len()..].fill(R::ZERO);
-                for ((e, k), b) in e.iter_mut().zip(k).zip(b) {
-                    *e = *b * *k;
-                }
-            }
-            if let Some(gate) = &x.decay {
-                match gate.row(position, u.head_of(gate, dims)) {
-                    [g] => self.head_decay[r] = g.exp(),
-                    g => {
-                        for (a, g) in decay.iter_mut().zip(g) {
-                            *a = g.exp();
-                        }
-                    }
-                }
+        normalise_rows(q, kl, scale, &mut self.q_rnorm);
+        normalise_rows(k, kl, R::ONE, &mut self.k_rnorm);
+        multiply_lanes(k, e);
+        if l.channel_decay {
+            for g in decay.as_flattened_mut() {
+                *g = g.exp();
             }
         }
     }
 }
 
-/// y = scale x / sqrt(sum x^2 + eps), zeros beyond x; y is whole lanes. Returns 1 / sqrt(..).
 #[inline(always)]
-pub(super) fn normalise<R: Real>(x: &[R], scale: R, y: &mut [R]) -> R {
-    y[..x.len()].copy_from_slice(x);
-    y[x.len()..].fill(R::ZERO);
-    let (chunks, _) = y.as_chunks::<LANES>();
+fn normalise_rows<R: Real>(rows: &mut [Lane<R>], kl: usize, scale: R, rnorms: &mut [R]) {
+    for (row, rnorm) in rows.chunks_exact_mut(kl).zip(rnorms) {
+        *rnorm = normalise(scale, row);
+    }
+}
+
+/// row *= scale / sqrt(sum row^2 + eps); returns 1 / sqrt(..).
+#[inline(always)]
+pub(super) fn normalise<R: Real>(scale: R, row: &mut [Lane<R>]) -> R {
     let mut squares = [R::ZERO; LANES];
-    for c in chunks {
+    for x in &*row {
         for l in 0..LANES {
-            squares[l] = c[l].mul_add(c[l], squares[l]);
+            squares[l] = x[l].mul_add(x[l], squares[l]);
         }
     }
     let rnorm = R::ONE / (sum(squares) + R::from_f64(L2_EPS)).sqrt();
-    for y in y {
-        *y *= rnorm * scale;
+    for x in row {
+        for l in 0..LANES {
+            x[l] *= rnorm * scale;
+        }
     }
     rnorm
 }
@@ -214,13 +220,19 @@ impl<R: Real> Pairs<R> {
                             run[l] *= decay[i][l];
                         }
                         prefix[i] = run;
+                        (es[i], qs[i]) = (run, run);
                         for l in 0..LANES {
-                            es[i][l] = e[i][l] * run[l];
-                            eg[i][l] = es[i][l] * before[l];
+                            es[i][l] *= e[i][l];
                         }
                         for l in 0..LANES {
-                            qs[i][l] = q[i][l] * run[l];
-                            qg[i][l] = qs[i][l] * before[l];
+                            qs[i][l] *= q[i][l];
+                        }
+                        (eg[i], qg[i]) = (es[i], qs[i]);
+                        for l in 0..LANES {
+                            eg[i][l] *= before[l];
+                        }
+                        for l in 0..LANES {
+                            qg[i][l] *= before[l];
                         }
                     }
                     for l in 0..LANES {
@@ -231,36 +243,28 @@ impl<R: Real> Pairs<R> {
         )
     }
 
-    /// T and P between rows of one sub-chunk: the key walks from its row to the end and decays on the way.
+    /// T and P between rows of one sub-chunk.
     fn pairs_inside(&mut self, kl: usize, rl: usize, keys: &Keys<R>, block: usize) {
-        let first = block * LANES;
+        let (first, rows) = (block * LANES, block * LANES * kl..(block + 1) * LANES * kl);
+        let [e, q, k, decay] = [&keys.e, &keys.q, &keys.k, &keys.decay].map(|x| &x[rows.clone()]);
+        let (t_rows, p_rows) = (&mut self.t[..], &mut self.p[..]);
         vectorize(
             #[inline(always)]
             || {
                 let (mut t, mut p) = ([[R::ZERO; LANES]; LANES], [[R::ZERO; LANES]; LANES]);
-                let key = &mut self.block[..kl];
-                for s in 0..LANES {
-                    key.copy_from_slice(&keys.k[(first + s) * kl..][..kl]);
-                    for r in s..LANES {
-                        let row = (first + r) * kl..(first + r + 1) * kl;
-                        let (mut te, mut tq) = ([R::ZERO; LANES], [R::ZERO; LANES]);
-                        let (e, q, a) =
-                            (&keys.e[row.clone()], &keys.q[row.clone()], &keys.decay[row]);
-                        for j in 0..kl {
-                            for l in 0..LANES {
-                                let decay = if r > s { a[j][l] } else { R::ONE };
-                                key[j][l] *= decay;
-                                te[l] = e[j][l].mul_add(key[j][l], te[l]);
-                                tq[l] = q[j][l].mul_add(key[j][l], tq[l]);
-                            }
-                        }
-                        t[r][s] = if r > s { sum(te) } else { R::ZERO };
-                        p[r][s] = sum(tq);
-                    }
+                let mut j = 0;
+                while j + 4 <= kl {
+                    walk::<R, 4>(j, kl, [e, q, k, decay], &mut t, &mut p);
+                    j += 4;
+                }
+                while j < kl {
+                    walk::<R, 1>(j, kl, [e, q, k, decay], &mut t, &mut p);
+                    j += 1;
                 }
                 for r in 0..LANES {
-                    self.t[(first + r) * rl + block] = t[r];
-                    self.p[(first + r) * rl + block] = p[r];
+                    t[r][r] = R::ZERO;
+                    t_rows[(first + r) * rl + block] = t[r];
+                    p_rows[(first + r) * rl + block] = p[r];
                 }
             },
         )
@@ -343,6 +347,40 @@ impl<R: Real> Pairs<R> {
                 }
             },
         )
+    }
+}
+
+/// Adds what N lanes of channels contribute to T and P inside a sub-chunk: each key walks from its row to the
+/// last and decays on the way.
+#[inline(always)]
+fn walk<R: Real, const N: usize>(
+    j: usize,
+    kl: usize,
+    [e, q, k, decay]: [&[Lane<R>]; 4],
+    t: &mut [Lane<R>; LANES],
+    p: &mut [Lane<R>; LANES],
+) {
+    for s in 0..LANES {
+        let mut key = [[R::ZERO; LANES]; N];
+        key.copy_from_slice(&k[s * kl + j..][..N]);
+        for r in s..LANES {
+            let row = r * kl + j..r * kl + j + N;
+            let (e, q, a) = (&e[row.clone()], &q[row.clone()], &decay[row]);
+            let (mut te, mut tq) = ([R::ZERO; LANES], [R::ZERO; LANES]);
+            for n in 0..N {
+                if r > s {
+                    for l in 0..LANES {
+                        key[n][l] *= a[n][l];
+                    }
+                }
+                for l in 0..LANES {
+                    te[l] = e[n][l].mul_add(key[n][l], te[l]);
+                    tq[l] = q[n][l].mul_add(key[n][l], tq[l]);
+                }
+            }
+            t[r][s] += sum(te);
+            p[r][s] += sum(tq);
+        }
     }
 }
 

@@ -18,8 +18,8 @@ use weft_tensor::{Real, cpu::simd::vectorize};
 
 use super::backward::PanelGradients;
 use super::blocks::{
-    LANES, Lane, Lanes, Left, Mode, add_column_products, decay_to_end, lanes, multiply,
-    multiply_lanes, product, scale_columns, scale_rows, sum, transpose,
+    LANES, Lane, Lanes, Left, Mode, add_column_products, decay_to_end, lane, lanes, multiply,
+    multiply_lanes, product, scale_columns, scale_rows, store, sum, transpose,
 };
 use super::keys::{Keys, Pairs, Ratios};
 use super::{Inputs, Layout, Span, Unit};
@@ -207,44 +207,52 @@ impl<R: Real> KeyGradients<R> {
         }
     }
 
-    /// Between rows of one sub-chunk.
+    /// Between rows of one sub-chunk: for each row, the decay since an earlier key grows from key to key.
     fn pairs_inside(&mut self, kl: usize, rl: usize, keys: &Keys<R>, first: usize) {
         let block = first * kl..(first + LANES) * kl;
-        let (e, q, k) = (
-            &keys.e[block.clone()],
-            &keys.q[block.clone()],
-            &keys.k[block.clone()],
-        );
-        let decay = &keys.decay[block.clone()];
-        let d_e = &mut self.e[block.clone()];
-        let d_q = &mut self.q[block.clone()];
-        let d_k = &mut self.k[block];
-        let pair = |x: &[Lane<R>], r: usize| x[(first + r) * rl + first / LANES];
-        let (t, p) = (&self.t, &self.p);
+        let [e, q, k, decay] = [&keys.e, &keys.q, &keys.k, &keys.decay].map(|x| &x[block.clone()]);
+        let (d_e, d_q) = (&mut self.e[block.clone()], &mut self.q[block.clone()]);
+        let (d_k, t, p) = (&mut self.k[block], &self.t[..], &self.p[..]);
         vectorize(
             #[inline(always)]
             || {
-                for j in 0..kl {
-                    for s in 0..LANES {
-                        let key = k[s * kl + j];
-                        let mut run = [R::ONE; LANES];
-                        let mut sum = [R::ZERO; LANES];
-                        for r in s..LANES {
-                            let i = r * kl + j;
-                            let (t, p) = (pair(t, r)[s], pair(p, r)[s]);
-                            let t = if r > s { t } else { R::ZERO };
+                for r in 0..LANES {
+                    let pair = (first + r) * rl + first / LANES;
+                    let (t, p) = (t[pair], p[pair]);
+                    for j in 0..kl {
+                        let i = r * kl + j;
+                        let (e, q) = (e[i], q[i]);
+                        let (mut sum_e, mut sum_q) = (d_e[i], d_q[i]);
+                        for l in 0..LANES {
+                            sum_q[l] = p[r].mul_add(k[i][l], sum_q[l]);
+                            d_k[i][l] = p[r].mul_add(q[l], d_k[i][l]);
+                        }
+                        let mut run = decay[i];
+                        for s in (0..r).rev() {
+                            let i = s * kl + j;
+                            let (key, a, d_k) = (&k[i], &decay[i], &mut d_k[i]);
+                            let (mut kept, mut d) = (run, q);
                             for l in 0..LANES {
-                                run[l] = if r > s { run[l] * decay[i][l] } else { R::ONE };
-                                let kept = key[l] * run[l];
-                                d_e[i][l] = t.mul_add(kept, d_e[i][l]);
-                                d_q[i][l] = p.mul_add(kept, d_q[i][l]);
-                                let d = t.mul_add(e[i][l], p * q[i][l]);
-                                sum[l] = d.mul_add(run[l], sum[l]);
+                                kept[l] *= key[l];
+                            }
+                            for l in 0..LANES {
+                                sum_e[l] = t[s].mul_add(kept[l], sum_e[l]);
+                            }
+                            for l in 0..LANES {
+                                sum_q[l] = p[s].mul_add(kept[l], sum_q[l]);
+                            }
+                            for l in 0..LANES {
+                                d[l] = t[s].mul_add(e[l], p[s] * d[l]);
+                            }
+                            for l in 0..LANES {
+                                d_k[l] = d[l].mul_add(run[l], d_k[l]);
+                            }
+                            for l in 0..LANES {
+                                run[l] *= a[l];
                             }
                         }
-                        for l in 0..LANES {
-                            d_k[s * kl + j][l] += sum[l];
-                        }
+                        d_e[i] = sum_e;
+                        d_q[i] = sum_q;
                     }
                 }
             },
@@ -312,6 +320,13 @@ impl<R: Real> KeyGradients<R> {
     ) {
         let (dims, kl) = (&l.dims, l.key_lanes);
         let scale = R::ONE / R::from_f64(dims.key_dim as f64).sqrt();
+        let KeyGradients {
+            e: d_e,
+            q: d_q,
+            k: d_k,
+            run,
+            ..
+        } = self;
         for r in (0..span.tokens).rev() {
             let row = r * kl..(r + 1) * kl;
             let (e, q, k) = (
@@ -319,30 +334,44 @@ impl<R: Real> KeyGradients<R> {
                 &keys.q[row.clone()],
                 &keys.k[row.clone()],
             );
-            let (d_e, d_q) = (&self.e[row.clone()], &mut self.q[row.clone()]);
-            let d_k = &mut self.k[row];
+            let (d_e, d_q) = (&d_e[row.clone()], &d_q[row.clone()]);
+            let d_k = &mut d_k[row];
             for j in 0..kl {
+                let mut sum = run[j];
                 for l in 0..LANES {
-                    let gain = e[j][l].mul_add(d_e[j][l], q[j][l] * d_q[j][l]);
-                    self.run[j][l] += gain - k[j][l] * d_k[j][l];
+                    sum[l] = e[j][l].mul_add(d_e[j][l], sum[l]);
                 }
+                for l in 0..LANES {
+                    sum[l] = q[j][l].mul_add(d_q[j][l], sum[l]);
+                }
+                for l in 0..LANES {
+                    sum[l] = (-k[j][l]).mul_add(d_k[j][l], sum[l]);
+                }
+                run[j] = sum;
             }
             if let Some(d_g) = out.decay.get_mut(r) {
-                add_row(&self.run, d_g);
+                add_row(run, d_g);
             }
             let position = unit.batch * dims.tokens + span.start + r;
             let b = x.erase.row(position, unit.head_of(&x.erase, dims));
             let d_b = &mut *out.erase[r];
             if let [b] = b {
                 d_b[0] += dot(k, d_e);
-                for (d_k, d_e) in d_k.as_flattened_mut().iter_mut().zip(d_e.as_flattened()) {
-                    *d_k += *b * *d_e;
+                for j in 0..kl {
+                    for l in 0..LANES {
+                        d_k[j][l] = b.mul_add(d_e[j][l], d_k[j][l]);
+                    }
                 }
             } else {
-                let (k, d_e, d_k) = (k.as_flattened(), d_e.as_flattened(), d_k.as_flattened_mut());
-                for c in 0..b.len() {
-                    d_b[c] += k[c] * d_e[c];
-                    d_k[c] += b[c] * d_e[c];
+                for (j, (b, d_b)) in b.chunks(LANES).zip(d_b.chunks_mut(LANES)).enumerate() {
+                    let (b, mut sum) = (lane(b), lane(d_b));
+                    for l in 0..LANES {
+                        d_k[j][l] = b[l].mul_add(d_e[j][l], d_k[j][l]);
+                    }
+                    for l in 0..LANES {
+                        sum[l] = k[j][l].mul_add(d_e[j][l], sum[l]);
+                    }
+                    store(&sum, d_b);
                 }
             }
             normalise_backward(q, scale, keys.q_rnorm[r], d_q, out.q[r]);
@@ -363,8 +392,12 @@ fn add_row<R: Real>(row: &[Lane<R>], out: &mut [R]) {
         }
         *out += sum(total);
     } else {
-        for (out, x) in out.iter_mut().zip(row.as_flattened()) {
-            *out += *x;
+        for (out, x) in out.chunks_mut(LANES).zip(row) {
+            let mut sum = lane(out);
+            for l in 0..LANES {
+                sum[l] += x[l];
+            }
+            store(&sum, out);
         }
     }
 }
@@ -383,8 +416,15 @@ fn dot<R: Real>(a: &[Lane<R>], b: &[Lane<R>]) -> R {
 /// out += gradient of x, given that of y = scale x rnorm, rnorm = 1 / sqrt(sum x^2 + eps).
 #[inline(always)]
 fn normalise_backward<R: Real>(y: &[Lane<R>], scale: R, rnorm: R, d_y: &[Lane<R>], out: &mut [R]) {
-    let along = dot(y, d_y) / scale;
-    for ((out, y), d_y) in out.iter_mut().zip(y.as_flattened()).zip(d_y.as_flattened()) {
-        *out += (*d_y * scale - *y * along) * rnorm;
+    let along = -dot(y, d_y) / scale;
+    for (j, out) in out.chunks_mut(LANES).enumerate() {
+        let (mut d, mut sum) = (d_y[j], lane(out));
+        for l in 0..LANES {
+            d[l] = y[j][l].mul_add(along, d[l] * scale);
+        }
+        for l in 0..LANES {
+            sum[l] = d[l].mul_add(rnorm, sum[l]);
+        }
+        store(&sum, out);
     }
 }

@@ -8,7 +8,7 @@
 use rayon::prelude::*;
 use weft_tensor::{Real, cpu::simd::vectorize};
 
-use super::blocks::padded;
+use super::blocks::{LANES, Lane, Lanes, lanes, load, padded};
 use super::keys::normalise;
 use super::{Dims, Inputs, Unit};
 
@@ -33,7 +33,7 @@ pub fn step<R: Real>(dims: Dims, x: &Inputs<R>, state: &mut [R], o: &mut [R]) {
     );
     assert_eq!(o.len(), dims.output_len(), "delta_rule: o of {dims:?}");
     let size = dims.key_dim * dims.value_dim;
-    let head = |row: &mut Vec<R>, (i, (state, o)): (usize, (&mut [R], &mut [R]))| {
+    let head = |row: &mut Lanes<R>, (i, (state, o)): (usize, (&mut [R], &mut [R]))| {
         let (batch, value_head) = (i / dims.value_heads, i % dims.value_heads);
         let unit = Unit {
             batch,
@@ -45,7 +45,7 @@ pub fn step<R: Real>(dims: Dims, x: &Inputs<R>, state: &mut [R], o: &mut [R]) {
             || step_head(&dims, x, unit, row, state, o),
         )
     };
-    let scratch = || vec![R::ZERO; 4 * padded(dims.key_dim)];
+    let scratch = || lanes(4 * padded(dims.key_dim) / LANES);
     if state.len() < PARALLEL {
         let mut row = scratch();
         let heads = state
@@ -65,17 +65,21 @@ fn step_head<R: Real>(
     dims: &Dims,
     x: &Inputs<R>,
     u: Unit,
-    row: &mut [R],
+    row: &mut [Lane<R>],
     state: &mut [R],
     o: &mut [R],
 ) {
     let n = dims.key_dim;
-    let (q, row) = row.split_at_mut(padded(n));
-    let (k, row) = row.split_at_mut(padded(n));
-    let (e, decay) = row.split_at_mut(padded(n));
-    let scale = R::ONE / R::from_f64(n as f64).sqrt();
-    normalise(x.query(dims, u.batch, u.head), scale, q);
-    normalise(x.key(dims, u.batch, u.head), R::ONE, k);
+    let kl = padded(n) / LANES;
+    let (q, row) = row.split_at_mut(kl);
+    let (k, row) = row.split_at_mut(kl);
+    let (e, decay) = row.split_at_mut(kl);
+    load(x.query(dims, u.batch, u.head), q);
+    load(x.key(dims, u.batch, u.head), k);
+    normalise(R::ONE / R::from_f64(n as f64).sqrt(), q);
+    normalise(R::ONE, k);
+    let (q, k) = (q.as_flattened_mut(), k.as_flattened());
+    let (e, decay) = (e.as_flattened_mut(), decay.as_flattened_mut());
     match x.decay.as_ref().map(|g| g.row(u.batch, u.head_of(g, dims))) {
         None => decay.fill(R::ONE),
         Some([g]) => decay.fill(g.exp()),
