@@ -166,18 +166,12 @@ impl Projection {
 
     /// x [.., input] -> [.., output].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.0
-            .iter()
-            .try_fold(x.clone(), |x, stage| match &stage[..] {
-                [one] => one.forward(&x),
-                several => {
-                    let weights = several
-                        .iter()
-                        .map(|l| l.weight.cast(x.dtype()))
-                        .collect::<Result<Vec<_>>>()?;
-                    Ok(x.linear(&Tensor::cat(&weights.iter().collect::<Vec<_>>(), 0)?, None)?)
-                }
-            })
+        self.0.iter().try_fold(x.clone(), |x, stage| {
+            let [one] = &stage[..] else {
+                return stacked(&x, stage);
+            };
+            one.forward(&x)
+        })
     }
 
     /// x [B, T, input] -> [B, T, heads, output / heads].
@@ -193,6 +187,24 @@ impl Projection {
             .map(|l| l.weight.shape().iter().product::<usize>())
             .sum()
     }
+}
+
+/// Several maps of x, outputs one after the other. What must be copied for that is the weights or the outputs:
+/// in training the weights are fewer, for a few tokens the outputs.
+fn stacked(x: &Tensor, parts: &[Linear]) -> Result<Tensor> {
+    let tokens = x.count() / x.dim(-1)?.max(1);
+    if tokens < x.dim(-1)? {
+        let outputs = parts
+            .iter()
+            .map(|l| l.forward(x))
+            .collect::<Result<Vec<_>>>()?;
+        return Ok(Tensor::cat(&outputs.iter().collect::<Vec<_>>(), -1)?);
+    }
+    let weights = parts
+        .iter()
+        .map(|l| l.weight.cast(x.dtype()))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(x.linear(&Tensor::cat(&weights.iter().collect::<Vec<_>>(), 0)?, None)?)
 }
 
 /// [B, T, heads * n] -> [B, T, heads, n].
