@@ -41,9 +41,9 @@ pub static ENTRY: Entry = Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
-    /// flash-linear-attention: `f_proj.0`, `f_proj.1`, `g_proj.0`, `g_proj.1` with a bias, `A_log` [HV].
+    /// flash-linear-attention: `f_proj.0`, `f_proj.1`, `g_proj.0`, `g_proj.1` with a bias, `A_log [HV]`.
     Fla,
-    /// Kimi Linear: `f_a_proj`, `f_b_proj`, `g_a_proj`, `g_b_proj`, no bias, `A_log` [1, 1, HV, 1].
+    /// Kimi Linear: `f_a_proj`, `f_b_proj`, `g_a_proj`, `g_b_proj`, no bias, `A_log [1, 1, HV, 1]`.
     Kimi,
 }
 
