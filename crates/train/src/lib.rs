@@ -1,1 +1,5 @@
 //! Weft train.
+mod error;
+pub mod files;
+
+pub use error::{Error, Result};
