@@ -1,5 +1,8 @@
 //! Weft train.
+pub mod data;
 mod error;
 pub mod files;
+pub mod log;
+pub mod schedule;
 
 pub use error::{Error, Result};
