@@ -3,6 +3,7 @@ pub mod data;
 mod error;
 pub mod files;
 pub mod log;
+pub mod recipe;
 pub mod schedule;
 
 pub use error::{Error, Result};

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 /// What the rate does after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(tag = "schedule", rename_all = "lowercase")]
 pub enum Shape {
     /// Stays at the peak.
     Constant,
@@ -45,6 +45,7 @@ pub enum Shape {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
     /// What the rate does after the warm-up.
+    #[serde(flatten)]
     pub shape: Shape,
     /// The highest rate.
     pub peak: f64,
