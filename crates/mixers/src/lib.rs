@@ -6,7 +6,10 @@
 
 pub mod attention;
 pub mod error;
+pub mod gated_deltanet;
+pub mod gated_deltanet2;
 pub mod golden;
+pub mod kda;
 pub mod laws;
 pub mod mixer;
 pub mod padding;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::mixer::{Form, Mixer};
 use crate::params::Scope;
-use crate::{attention, sliding_window};
+use crate::{attention, gated_deltanet, gated_deltanet2, kda, sliding_window};
 
 /// The width of a mixer and its own settings, as they stand in a recipe or a config.
 #[derive(Clone, Debug, Default)]
@@ -55,7 +55,13 @@ pub struct Entry {
 }
 
 /// Every mixer of the house.
-pub static MIXERS: &[&Entry] = &[&attention::ENTRY, &sliding_window::ENTRY];
+pub static MIXERS: &[&Entry] = &[
+    &attention::ENTRY,
+    &sliding_window::ENTRY,
+    &gated_deltanet2::ENTRY,
+    &kda::ENTRY,
+    &gated_deltanet::ENTRY,
+];
 
 /// A mixer by its short name; an unknown one is refused with the nearest known name.
 pub fn find(name: &str) -> Result<&'static Entry> {

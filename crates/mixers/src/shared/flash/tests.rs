@@ -163,27 +163,26 @@ fn second_order_goes_through_the_plain_form() {
             .unwrap()
     };
     let (q, k, v) = (leaf(1), leaf(2), leaf(3));
-    let run =
-        |f: Attend| {
-            let (o, _) = f(&q, &k, &v, &causal(&[0]), 0.5).unwrap();
-            let g = grad(
-                &[&o.square().unwrap().sum_all().unwrap()],
-                None,
-                &[&q],
-                true,
-            )
-            .unwrap()
-            .remove(0)
-            .unwrap();
-            grad(
-                &[&g.square().unwrap().sum_all().unwrap()],
-                None,
-                &[&k],
-                false,
-            )
-            .unwrap()
-            .remove(0)
-            .unwrap()
-        };
+    let run = |f: Attend| {
+        let (o, _) = f(&q, &k, &v, &causal(&[0]), 0.5).unwrap();
+        let g = grad(
+            &[&o.square().unwrap().sum_all().unwrap()],
+            None,
+            &[&q],
+            true,
+        )
+        .unwrap()
+        .remove(0)
+        .unwrap();
+        grad(
+            &[&g.square().unwrap().sum_all().unwrap()],
+            None,
+            &[&k],
+            false,
+        )
+        .unwrap()
+        .remove(0)
+        .unwrap()
+    };
     assert_close("second order", &run(attend), &run(plain), 1e-10);
 }
