@@ -147,7 +147,8 @@ fn hidden_keys_may_hold_nan() {
         .unwrap();
     let (o, _) = attend(&q, &dirty, &dirty, &causal(&[0]), 1.0).unwrap();
     let (want, _) = attend(&q, &clean, &clean, &causal(&[0]), 1.0).unwrap();
-    assert_eq!(o.to_vec::<f32>().unwrap(), want.to_vec::<f32>().unwrap());
+    // The guarded sum runs in another order than the fast one: equal to rounding only.
+    assert_close("NaN under the mask", &o, &want, 1e-6);
     let g = grad(&[&o.sum_all().unwrap()], None, &[&dirty], false)
         .unwrap()
         .remove(0)
