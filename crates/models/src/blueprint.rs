@@ -27,7 +27,7 @@ impl Shape {
 /// Every parameter of a config's model, in the order in which they are made.
 ///
 /// # Errors
-/// When the config is wrong or describes more than [`MAX_PARAMETERS`] elements.
+/// When the config is wrong, a parameter has no elements, or all have more than [`MAX_PARAMETERS`].
 pub fn blueprint(config: &Config) -> Result<Vec<Shape>> {
     let stand_in = |_: &str, shape: &[usize]| {
         let zero = Tensor::zeros(&[], DType::F32, &Device::Cpu);
@@ -38,14 +38,17 @@ pub fn blueprint(config: &Config) -> Result<Vec<Shape>> {
     let check = |p: &weft_mixers::Param| {
         let (name, shape) = (p.name().to_string(), p.shape().to_vec());
         let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        match count.and_then(|n| left.checked_sub(n)) {
-            Some(rest) => left = rest,
-            None => {
-                return Err(Error::Config(format!(
-                    "the model would have more than {MAX_PARAMETERS} parameters ({name} is {shape:?})"
-                )));
-            }
+        if count == Some(0) {
+            return Err(Error::Config(format!(
+                "the parameter {name} would be empty: its shape is {shape:?}"
+            )));
         }
+        let Some(rest) = count.and_then(|n| left.checked_sub(n)) else {
+            return Err(Error::Config(format!(
+                "the model would have more than {MAX_PARAMETERS} parameters ({name} is {shape:?})"
+            )));
+        };
+        left = rest;
         Ok(Shape { name, shape })
     };
     model.params().iter().map(check).collect()

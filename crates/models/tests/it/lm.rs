@@ -218,7 +218,12 @@ fn absurd_models_are_refused_before_anything_is_allocated() {
     assert!(refuse(&c).contains("gdn2"), "{}", refuse(&c));
     let mut c = config(DType::F32);
     (c.vocab_size, c.hidden_size) = (1 << 22, 1 << 20);
-    assert!(refuse(&c).contains("parameters"), "{}", refuse(&c));
+    assert!(refuse(&c).contains("more than"), "{}", refuse(&c));
+    let mut c = config(DType::F32);
+    let huge = json!({"head_dim": 1u64 << 60});
+    c.mixers
+        .insert("gdn2".into(), serde_json::from_value(huge).unwrap());
+    assert!(refuse(&c).contains("more than"), "{}", refuse(&c));
     let m = model(DType::F32, 0);
     let planned = blueprint(m.config()).unwrap();
     assert_eq!(planned.len(), m.params().len());
