@@ -19,7 +19,7 @@ pub mod safetensor;
 pub mod shared;
 pub mod sliding_window;
 pub mod state;
-mod state_file;
+pub mod state_file;
 
 pub use error::{Error, Result};
 pub use mixer::{Call, Form, Mixer};
