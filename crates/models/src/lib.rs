@@ -1,1 +1,3 @@
 //! Weft models.
+pub mod pattern;
+pub mod tokenizer;
