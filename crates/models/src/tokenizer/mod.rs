@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use bytes::ByteTable;
+pub use file::{MAX_FILE_BYTES, MAX_VOCAB};
 pub use stream::DecodeStream;
 
 /// The special token that ends a document, in the tokenizers made here.
