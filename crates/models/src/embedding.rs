@@ -2,7 +2,7 @@
 
 use weft_mixers::shared::norm::RmsNorm;
 use weft_mixers::{Init, Param, Scope};
-use weft_tensor::{DType, Tensor};
+use weft_tensor::{DType, Device, Tensor};
 
 use crate::config::Config;
 use crate::error::Result;
@@ -26,6 +26,11 @@ impl Embedding {
     /// The dtype that the table is stored in.
     pub fn dtype(&self) -> DType {
         self.table.get().dtype()
+    }
+
+    /// Where the table lives.
+    pub fn device(&self) -> Device {
+        self.table.get().device()
     }
 
     /// ids [B, T] i64 -> [B, T, D] in a dtype. Rows are converted, never the whole table.

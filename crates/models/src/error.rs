@@ -9,7 +9,7 @@ pub enum Error {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] weft_tensor::Error),
-    /// A mixer, a parameter or a state was refused.
+    /// A mixer, a parameter, a state or a file was refused.
     #[error(transparent)]
     Mixer(#[from] weft_mixers::Error),
     /// The tokenizer failed.
@@ -43,25 +43,14 @@ pub enum Error {
         /// What was given and what is expected.
         detail: String,
     },
-    /// A file or folder that cannot be read or written, or does not hold what it should.
-    #[error("{}: {detail}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong and what to do.
-        detail: String,
-    },
 }
 
 /// Result of model operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// A wrong file.
+    /// A file or folder that cannot be read or written, or does not hold what it should.
     pub fn file(path: impl Into<PathBuf>, detail: impl Into<String>) -> Error {
-        Error::File {
-            path: path.into(),
-            detail: detail.into(),
-        }
+        Error::Mixer(weft_mixers::Error::file(path, detail))
     }
 }

@@ -13,7 +13,7 @@ impl LanguageModel {
     /// # Errors
     /// When the parameters cannot be read from their device.
     pub fn fingerprint(&self) -> Result<String> {
-        let config = self.config();
+        let config = self.stored_config();
         let mut hash = fnv1a(FNV_START, config.to_json()?.as_bytes());
         for p in self.params().iter() {
             hash = fnv1a(hash, p.name().as_bytes());

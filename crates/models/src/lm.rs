@@ -126,6 +126,14 @@ impl LanguageModel {
         &self.config
     }
 
+    /// The config with the dtype that the parameters have now, for `config.json`.
+    pub fn stored_config(&self) -> Config {
+        Config {
+            dtype: self.dtype(),
+            ..self.config.clone()
+        }
+    }
+
     /// Every parameter, by name.
     pub fn params(&self) -> &Params {
         &self.params
@@ -139,6 +147,11 @@ impl LanguageModel {
     /// The projection to logits.
     pub fn head(&self) -> &Head {
         &self.stack.head
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> Device {
+        self.stack.embedding.device()
     }
 
     /// The dtype of activations in [`LanguageModel::forward`]: that of the embedding table.
@@ -312,7 +325,7 @@ pub fn shapes(config: &Config) -> Result<Vec<(String, Vec<usize>)>> {
 }
 
 /// Ask the system for a block of this size and give it back untouched.
-fn check_memory(bytes: usize) -> Result<()> {
+pub(crate) fn check_memory(bytes: usize) -> Result<()> {
     let mut probe: Vec<u8> = Vec::new();
     probe.try_reserve_exact(bytes).map_err(|_| {
         Error::Config(format!(
