@@ -5,6 +5,7 @@
 //! [`generate`] continues text token by token through the state, [`explain`] says what runs in each layer and why.
 
 pub mod block;
+pub mod blueprint;
 pub mod config;
 pub mod embedding;
 pub mod error;

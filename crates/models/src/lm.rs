@@ -15,7 +15,8 @@ use weft_mixers::{Call, Params, Scope};
 use weft_tensor::{DType, Device, Tensor};
 
 use crate::block::Block;
-use crate::config::{Config, MAX_PARAMETERS};
+use crate::blueprint::{Shape, blueprint, check_memory};
+use crate::config::Config;
 use crate::embedding::{Embedding, Head};
 use crate::error::{Error, Result};
 use crate::state::ModelState;
@@ -83,7 +84,7 @@ impl LanguageModel {
     /// # Errors
     /// When the config is wrong, or its parameters do not fit into memory.
     pub fn new(config: &Config, seed: u64, device: &Device) -> Result<LanguageModel> {
-        let elements: usize = parameters(config)?.iter().map(|(_, n)| n).sum();
+        let elements: usize = blueprint(config)?.iter().map(Shape::count).sum();
         check_memory(elements.saturating_mul(config.dtype.size()))?;
         let mut params = Params::new();
         let mut scope = Scope::random(&mut params, seed, config.dtype, device);
@@ -283,54 +284,4 @@ impl LanguageModel {
         }
         Ok([b, t])
     }
-}
-
-/// The name and number of elements of every parameter that a config describes, without allocating any.
-///
-/// # Errors
-/// When the config is wrong or describes more than [`MAX_PARAMETERS`].
-pub fn parameters(config: &Config) -> Result<Vec<(String, usize)>> {
-    let shapes = shapes(config)?;
-    let mut total = 0usize;
-    let mut list = Vec::with_capacity(shapes.len());
-    for (name, shape) in shapes {
-        let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        let sum = count.and_then(|n| total.checked_add(n));
-        let (Some(count), Some(sum)) = (count, sum.filter(|&s| s <= MAX_PARAMETERS)) else {
-            return Err(Error::Config(format!(
-                "the model would have more than {MAX_PARAMETERS} parameters ({name} is {shape:?})"
-            )));
-        };
-        total = sum;
-        list.push((name, count));
-    }
-    Ok(list)
-}
-
-/// The name and shape of every parameter that a config describes, in the order in which they are made. The model is
-/// built with stand-ins that are one broadcast zero each.
-///
-/// # Errors
-/// When the config is wrong.
-pub fn shapes(config: &Config) -> Result<Vec<(String, Vec<usize>)>> {
-    let stand_in = |_: &str, shape: &[usize]| {
-        let zero = Tensor::zeros(&[], DType::F32, &Device::Cpu);
-        Ok(zero.broadcast_to(shape)?)
-    };
-    let model = LanguageModel::from_source(config, &stand_in, &Device::Cpu)?;
-    let params = model.params.iter();
-    Ok(params
-        .map(|p| (p.name().to_string(), p.shape().to_vec()))
-        .collect())
-}
-
-/// Ask the system for a block of this size and give it back untouched.
-pub(crate) fn check_memory(bytes: usize) -> Result<()> {
-    let mut probe: Vec<u8> = Vec::new();
-    probe.try_reserve_exact(bytes).map_err(|_| {
-        Error::Config(format!(
-            "the parameters need {:.1} GiB, more than this machine gives: make the model smaller",
-            bytes as f64 / (1u64 << 30) as f64
-        ))
-    })
 }

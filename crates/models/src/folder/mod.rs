@@ -14,9 +14,10 @@ use std::path::Path;
 
 use weft_tensor::Device;
 
+use crate::blueprint::{blueprint, check_memory};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::lm::{self, LanguageModel};
+use crate::lm::LanguageModel;
 use crate::tokenizer::Tokenizer;
 
 pub use save::save;
@@ -58,9 +59,9 @@ pub fn load_config(dir: &Path) -> Result<Config> {
 pub fn load(dir: &Path, device: &Device) -> Result<LanguageModel> {
     let config = load_config(dir)?;
     let expected =
-        lm::shapes(&config).map_err(|e| Error::file(dir.join(CONFIG_FILE), e.to_string()))?;
+        blueprint(&config).map_err(|e| Error::file(dir.join(CONFIG_FILE), e.to_string()))?;
     let weights = shards::Weights::open(dir)?;
-    lm::check_memory(weights.check(&expected)?)?;
+    check_memory(weights.check(&expected)?)?;
     let source = |name: &str, _: &[usize]| weights.read(name, device);
     LanguageModel::from_source(&config, &source, device)
 }

@@ -13,6 +13,7 @@ use weft_tensor::{Device, Tensor};
 
 use super::weights::TensorFile;
 use super::{CONTENTS, INDEX_FILE, WEIGHTS_FILE, read_capped};
+use crate::blueprint::Shape;
 use crate::fields::Fields;
 
 /// An index above this size is refused.
@@ -85,12 +86,12 @@ impl Weights {
     }
 
     /// Check that exactly the expected tensors are there, each of its shape and a float dtype; gives their bytes.
-    pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<usize> {
+    pub fn check(&self, expected: &[Shape]) -> Result<usize> {
         let mut bytes = 0usize;
-        for (name, shape) in expected {
+        for Shape { name, shape } in expected {
             bytes = bytes.saturating_add(self.file_of(name)?.check(name, shape)?);
         }
-        let known: HashSet<&str> = expected.iter().map(|(n, _)| n.as_str()).collect();
+        let known: HashSet<&str> = expected.iter().map(|s| s.name.as_str()).collect();
         match self.place.iter().find(|(n, _)| !known.contains(n.as_str())) {
             None => Ok(bytes),
             Some((name, &number)) => Err(Error::file(

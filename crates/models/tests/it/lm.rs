@@ -1,6 +1,7 @@
 use serde_json::json;
 use weft_mixers::Call;
-use weft_models::{Config, LanguageModel, MlpKind, Run, explain, lm};
+use weft_models::blueprint::blueprint;
+use weft_models::{Config, LanguageModel, MlpKind, Run, explain};
 use weft_tensor::{DType, Device, Tensor, no_grad};
 
 use crate::{close, config, ids, model, run};
@@ -213,9 +214,15 @@ fn absurd_models_are_refused_before_anything_is_allocated() {
     let mut c = config(DType::F32);
     (c.vocab_size, c.hidden_size) = (1 << 22, 1 << 20);
     assert!(refuse(&c).contains("parameters"), "{}", refuse(&c));
-    let list = lm::parameters(&config(DType::F32)).unwrap();
-    let total: usize = list.iter().map(|(_, n)| n).sum();
-    assert_eq!(total, model(DType::F32, 0).params().count());
+    let m = model(DType::F32, 0);
+    let planned = blueprint(m.config()).unwrap();
+    assert_eq!(planned.len(), m.params().len());
+    for (p, plan) in m.params().iter().zip(planned) {
+        assert_eq!(
+            (p.name(), p.shape()),
+            (plan.name.as_str(), plan.shape.as_slice())
+        );
+    }
 }
 
 #[test]
