@@ -143,12 +143,7 @@ impl Config {
                 return wrong(format!("{name} is {value}: use between 1 and {max}"));
             }
         }
-        if self.model_type != MODEL_TYPE {
-            return wrong(format!(
-                "model_type is {:?}: this program reads {MODEL_TYPE:?}",
-                self.model_type
-            ));
-        }
+        check_family(&self.model_type).map_err(Error::Config)?;
         if !self.dtype.is_float() {
             return wrong(format!("dtype is {}: use a float dtype", self.dtype));
         }
@@ -180,6 +175,15 @@ impl Config {
     }
 }
 
+fn check_family(model_type: &str) -> Result<(), String> {
+    if model_type == MODEL_TYPE {
+        return Ok(());
+    }
+    Err(format!(
+        "model_type is {model_type:?}: this program reads {MODEL_TYPE:?}"
+    ))
+}
+
 fn wrong<T>(detail: String) -> Result<T> {
     Err(Error::Config(detail))
 }
@@ -197,11 +201,8 @@ impl TryFrom<Value> for Config {
 fn read(value: Value) -> Result<Config, String> {
     let mut fields = Fields::new(value)?;
     let model_type: String = fields.required("model_type")?;
-    if model_type != MODEL_TYPE {
-        return Err(format!(
-            "model_type is {model_type:?}: this program reads {MODEL_TYPE:?}"
-        ));
-    }
+    // First, so that a model of another family is not accused of missing fields.
+    check_family(&model_type)?;
     let layer_types = fields.required("layer_types")?;
     let start = Config::new(
         fields.required("vocab_size")?,

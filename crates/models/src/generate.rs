@@ -77,6 +77,27 @@ pub struct Generation {
 }
 
 /// A model at one point of a text. Cloning it is a snapshot.
+///
+/// ```
+/// use std::ops::ControlFlow;
+/// use weft_models::tokenizer::{END_OF_TEXT, Tokenizer};
+/// use weft_models::{Config, LanguageModel, Session, Settings};
+/// use weft_tensor::Device;
+///
+/// let tokenizer = Tokenizer::byte_level(&[END_OF_TEXT])?;
+/// let layers = ["gdn2", "attention"].map(String::from).to_vec();
+/// let config = Config::new(tokenizer.vocab_size(), 32, layers);
+/// let model = LanguageModel::new(&config, 0, &Device::Cpu)?;
+///
+/// let mut session = Session::new(&model, &tokenizer)?;
+/// session.prompt("Once upon a time")?;
+/// for mut ending in session.fork(2)? {
+///     let settings = Settings { max_tokens: 8, ..Settings::default() };
+///     let new = ending.generate(&settings, &mut |_text| ControlFlow::Continue(()))?;
+///     assert!(new.ids.len() <= 8);
+/// }
+/// # Ok::<(), weft_models::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Session<'a> {
     model: &'a LanguageModel,

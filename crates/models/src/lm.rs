@@ -44,6 +44,26 @@ impl Default for Run {
 }
 
 /// A language model with its parameters.
+///
+/// ```
+/// use weft_mixers::Call;
+/// use weft_models::{Config, LanguageModel, Run};
+/// use weft_tensor::{Device, Tensor, no_grad};
+///
+/// let layers = ["gdn2", "attention"].map(String::from).to_vec();
+/// let model = LanguageModel::new(&Config::new(256, 32, layers), 0, &Device::Cpu)?;
+/// let ids = Tensor::from_vec(vec![72i64, 101, 108, 108, 111], &[1, 5], &Device::Cpu)?;
+///
+/// let loss = model.loss(&ids, &Run::default())?.mean_all()?;
+/// let gradients = loss.backward()?;
+/// assert!(model.params().iter().all(|p| gradients.get(&p.get()).is_some()));
+///
+/// let mut state = model.init_state(1)?;
+/// let logits = no_grad(|| model.forward(&ids, &mut state, &Call::default()))?;
+/// assert_eq!(logits.shape(), [1, 5, 256]);
+/// assert_eq!(state.positions(), [5]);
+/// # Ok::<(), weft_models::Error>(())
+/// ```
 pub struct LanguageModel {
     config: Config,
     params: Params,
