@@ -9,6 +9,9 @@ use weft_tensor::Device;
 use crate::error::{Error, Result};
 use crate::lm::LanguageModel;
 
+/// Positions in a file above this are refused: arithmetic on them must not overflow.
+const MAX_POSITION: usize = 1 << 40;
+
 /// The state of a [`LanguageModel`] for a batch of sequences.
 #[derive(Clone, Debug)]
 pub struct ModelState {
@@ -103,6 +106,12 @@ impl ModelState {
         state
             .expect(model, state.batch())
             .map_err(|e| Error::file(path, e.to_string()))?;
-        Ok(state)
+        match state.positions().iter().find(|&&p| p > MAX_POSITION) {
+            None => Ok(state),
+            Some(p) => Err(Error::file(
+                path,
+                format!("a row stands at the absurd position {p}"),
+            )),
+        }
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use weft_models::tokenizer::{END_OF_TEXT, Tokenizer};
 use weft_models::{LanguageModel, folder};
-use weft_tensor::{DType, Device};
+use weft_tensor::{DType, Device, Rng};
 
 use crate::{config, ids, model, run, tokenizer};
 
@@ -344,6 +344,33 @@ fn headers_of_impossible_length_are_refused_unread() {
         let length = (header.len() as u64).to_le_bytes();
         fs::write(&path, [&length[..], header.as_bytes()].concat()).unwrap();
         assert!(refused(dir.path()).contains(WEIGHTS), "{header}");
+    }
+}
+
+#[test]
+fn a_flipped_byte_in_a_header_or_config_never_panics() {
+    let (dir, _) = saved(DType::F32);
+    for name in [WEIGHTS, "config.json"] {
+        let path = dir.path().join(name);
+        let whole = fs::read(&path).unwrap();
+        let end = whole.len().min(3000);
+        let mut rng = Rng::new(1);
+        let mut refused = 0;
+        for _ in 0..400 {
+            let mut bytes = whole.clone();
+            bytes[rng.below(end as u64) as usize] = rng.below(256) as u8;
+            fs::write(&path, &bytes).unwrap();
+            if let Err(e) = folder::load(dir.path(), &Device::Cpu) {
+                refused += 1;
+                assert!(
+                    e.to_string().starts_with(dir.path().to_str().unwrap()),
+                    "{e}"
+                );
+            }
+        }
+        // What still loads has a byte that was drawn as it was, white space, a number of the config, or metadata.
+        assert!(refused > 200, "{name}: {refused}");
+        fs::write(&path, &whole).unwrap();
     }
 }
 

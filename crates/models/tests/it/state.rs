@@ -1,6 +1,6 @@
 use weft_mixers::Call;
 use weft_models::ModelState;
-use weft_tensor::{DType, Device, Tensor, no_grad};
+use weft_tensor::{DType, Device, Rng, Tensor, no_grad};
 
 use crate::{close, config, ids, model, run};
 
@@ -164,4 +164,78 @@ fn a_state_of_another_model_or_batch_is_refused_and_unchanged() {
     assert!(e.to_string().contains("3 layers"), "{e}");
     assert_eq!(bits(&state), before);
     assert_eq!(state.positions(), [5, 5]);
+}
+
+#[test]
+fn a_damaged_state_file_is_refused_or_runs_but_never_panics() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("damaged.state");
+    let m = model(DType::F32, 7);
+    let mut state = m.init_state(2).unwrap();
+    run(&m, &ids(2, 11, 8), &mut state);
+    state.save(&path, &m).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap());
+    let mut rng = Rng::new(3);
+    let mut refused = 0;
+    for _ in 0..600 {
+        let mut bytes = whole.clone();
+        // Mostly digits, so that sizes and positions change and the file stays readable.
+        let at = rng.below(header) as usize;
+        bytes[at] = match bytes[at].is_ascii_digit() {
+            true => b'0' + rng.below(10) as u8,
+            false => rng.below(128) as u8,
+        };
+        std::fs::write(&path, &bytes).unwrap();
+        match ModelState::load(&path, &m, &Device::Cpu) {
+            Err(e) => {
+                refused += 1;
+                assert!(e.to_string().contains("damaged.state"), "{e}");
+            }
+            Ok(mut state) => {
+                let call = Call::default();
+                let ids = ids(state.batch(), 2, 1);
+                let _ = no_grad(|| m.forward(&ids, &mut state, &call));
+            }
+        }
+    }
+    assert!(refused > 300, "{refused}");
+}
+
+#[test]
+fn positions_that_lie_are_refused_or_run_but_never_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lying.state");
+    let m = model(DType::F32, 7);
+    let mut state = m.init_state(2).unwrap();
+    run(&m, &ids(2, 11, 8), &mut state);
+    state.save(&path, &m).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    let n = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let header = std::str::from_utf8(&whole[8..8 + n]).unwrap();
+    assert_eq!(header.matches("[11,11]").count(), 3);
+    let far = u64::MAX.to_string();
+    for (lie, refused) in [
+        ("[12,11]", false),
+        ("[0,0]", false),
+        ("[100000,5]", false),
+        ("[11]", true),
+        ("[11,11,11]", true),
+        ("[]", true),
+        ("[-1,11]", true),
+        (&format!("[{far},{far}]"), true),
+    ] {
+        let header = header.replace("[11,11]", lie);
+        let length = (header.len() as u64).to_le_bytes();
+        std::fs::write(
+            &path,
+            [&length, header.as_bytes(), &whole[8 + n..]].concat(),
+        )
+        .unwrap();
+        let loaded = ModelState::load(&path, &m, &Device::Cpu);
+        assert_eq!(loaded.is_err(), refused, "{lie}");
+        if let Ok(mut state) = loaded {
+            let _ = no_grad(|| m.forward(&ids(2, 2, 1), &mut state, &Call::default()));
+        }
+    }
 }
