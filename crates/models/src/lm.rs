@@ -22,7 +22,8 @@ use crate::error::{Error, Result};
 use crate::state::ModelState;
 
 /// How the names of matrices end that write into the residual stream.
-pub const OUTPUT_PROJECTIONS: [&str; 2] = [".o_proj.weight", ".down_proj.weight"];
+pub const OUTPUT_PROJECTIONS: [&str; 3] =
+    [".o_proj.weight", ".out_proj.weight", ".down_proj.weight"];
 
 /// How a training forward is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

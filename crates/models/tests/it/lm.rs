@@ -60,10 +60,15 @@ fn check_gradients(m: &LanguageModel) {
                 value
             };
             let slope = (at(step) - at(-step)) / (2.0 * step);
-            let scale = slope.abs().max(g[i].abs()).max(1e-3);
-            // Central differences with this step are good to about 1e-9.
-            let error = (slope - g[i]).abs() / scale;
-            assert!(error < 1e-6, "{} [{i}]: {slope} against {}", p.name(), g[i]);
+            // The loss is about 20: its last bits, divided by the step, are 1e-9. The step's own error is smaller.
+            let slack = 1e-6 * slope.abs().max(g[i].abs()) + 1e-8;
+            let error = (slope - g[i]).abs();
+            assert!(
+                error < slack,
+                "{} [{i}]: {slope} against {}",
+                p.name(),
+                g[i]
+            );
         }
     }
 }
