@@ -17,7 +17,7 @@ pub mod registry;
 pub mod safetensor;
 pub mod shared;
 pub mod state;
-mod state_file;
+pub mod state_file;
 
 pub use error::{Error, Result};
 pub use mixer::{Call, Form, Mixer};

@@ -33,7 +33,7 @@ struct Record {
 }
 
 /// Write states, one after another, beside the target and rename: a crash leaves the old file or the new one.
-pub(crate) fn save(path: &Path, owner: &str, states: &[&State]) -> Result<()> {
+pub fn save(path: &Path, owner: &str, states: &[&State]) -> Result<()> {
     let record = |s: &&State| Record {
         mixer: s.mixer().into(),
         positions: s.positions().to_vec(),
@@ -81,7 +81,7 @@ pub(crate) fn save(path: &Path, owner: &str, states: &[&State]) -> Result<()> {
 }
 
 /// Read the states of a file that belongs to `owner`.
-pub(crate) fn load(path: &Path, owner: &str, device: &Device) -> Result<Vec<State>> {
+pub fn load(path: &Path, owner: &str, device: &Device) -> Result<Vec<State>> {
     let bytes =
         std::fs::read(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
     let bad = |e: String| Error::file(path, format!("is not a state file: {e}"));
