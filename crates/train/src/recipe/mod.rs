@@ -1,0 +1,143 @@
+//! Recipes: one TOML file describes a run completely.
+//!
+//! ```toml
+//! out = "runs/first"
+//!
+//! [model]
+//! d_model = 256
+//! layers = "3*gdn2 + attention"
+//! depth = 8
+//!
+//! [data]
+//! text = ["docs", "book.txt"]
+//! tokenizer = "bpe:4096"
+//! sequence = 256
+//!
+//! [train]
+//! steps = 1000
+//! lr = 3e-3
+//! ```
+//!
+//! Only `model.d_model`, `model.layers`, the data and a length of the run are required; the fields below say the other
+//! keys and their defaults. Paths are relative to the folder that the command runs in. Whatever is not known is
+//! refused: a misspelt key never trains a different model in silence.
+
+mod data;
+mod model;
+mod node;
+mod section;
+mod study;
+#[cfg(test)]
+mod tests;
+mod train;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+pub use data::{DataRecipe, DataSource, TokenizerRecipe};
+pub use model::{Dtype, Mlp, ModelRecipe};
+pub use study::{Study, StudyRun};
+pub use train::{AdamW, Budget, EvalRecipe, Muon, Optimizer, TrainRecipe};
+
+use crate::error::{Error, Result};
+use node::Node;
+use section::Section;
+
+/// A recipe larger than this is no recipe.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// A whole run, with all defaults filled in.
+///
+/// ```
+/// use weft_train::recipe::{Budget, Recipe};
+///
+/// let recipe = Recipe::parse(
+///     r#"
+///     model = { d_model = 64, layers = "3*gdn2 + attention" }
+///     data.text = "README.md"
+///     train.steps = 100
+///     "#,
+///     "tiny.toml",
+/// )?;
+/// assert_eq!(recipe.model.depth, 4);
+/// assert_eq!(recipe.train.budget, Budget::Steps(100));
+/// # Ok::<(), weft_train::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Recipe {
+    /// The folder of the run. Default `runs/` and the recipe's name.
+    pub out: PathBuf,
+    /// What is built.
+    pub model: ModelRecipe,
+    /// What is learned from.
+    pub data: DataRecipe,
+    /// How it is trained.
+    pub train: TrainRecipe,
+    /// How it is evaluated.
+    pub eval: EvalRecipe,
+}
+
+impl Recipe {
+    /// Reads a recipe from a file.
+    ///
+    /// # Errors
+    /// When the file is missing, or as [`Recipe::parse`].
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        Self::parse(&read_file(path)?, path)
+    }
+
+    /// Reads a recipe from text; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// One sentence with file and line: bad TOML, an unknown key (with the nearest known one), a missing key, a wrong
+    /// type, a value out of range, or keys that contradict each other.
+    pub fn parse(text: &str, name: impl AsRef<Path>) -> Result<Self> {
+        let name = name.as_ref();
+        let mut root = Node::parse(text, &name.display().to_string())?;
+        if let Some(study) = root.remove("study") {
+            return Err(study
+                .place
+                .error("this is a study of several runs: use `weft study`"));
+        }
+        Self::read(&root, default_out(name))
+    }
+
+    /// The recipe as TOML with every default written out; parsing it gives the same recipe.
+    ///
+    /// # Errors
+    /// When a value has no TOML form, such as a path that is not UTF-8.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self)
+            .map_err(|error| Error::Data(format!("cannot write the recipe: {error}")))
+    }
+
+    fn read(root: &Node, out: PathBuf) -> Result<Self> {
+        let mut file = Section::root(root);
+        let recipe = Self {
+            out: file.text("out")?.map_or(out, PathBuf::from),
+            model: ModelRecipe::read(file.section("model")?)?,
+            data: DataRecipe::read(file.section("data")?)?,
+            train: TrainRecipe::read(file.section("train")?)?,
+            eval: EvalRecipe::read(file.section("eval")?)?,
+        };
+        file.finish()?;
+        Ok(recipe)
+    }
+}
+
+fn default_out(name: &Path) -> PathBuf {
+    Path::new("runs").join(name.file_stem().unwrap_or("run".as_ref()))
+}
+
+fn read_file(path: &Path) -> Result<String> {
+    let failed = Error::io("read", path);
+    if path.metadata().map_err(&failed)?.len() > MAX_BYTES {
+        return Err(Error::content(
+            path,
+            "it is larger than 1 MiB, which no recipe is",
+        ));
+    }
+    std::fs::read_to_string(path).map_err(failed)
+}
