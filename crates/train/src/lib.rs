@@ -1,1 +1,2 @@
 //! Weft train.
+pub mod report;
