@@ -9,6 +9,11 @@ pub fn print(bytes: impl AsRef<[u8]>) -> anyhow::Result<()> {
     Ok(stdout.flush()?)
 }
 
+/// Writes a result to stdout as one line of JSON.
+pub fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(serde_json::to_string(value)? + "\n")
+}
+
 /// Writes `error: ...` to stderr.
 pub fn complain(sentence: &str) {
     // With stderr gone there is nobody left to tell.

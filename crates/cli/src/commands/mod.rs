@@ -2,6 +2,7 @@
 
 mod completions;
 mod man;
+mod mixers;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -38,6 +39,7 @@ pub enum Outcome {
 
 #[derive(Subcommand)]
 pub enum Command {
+    Mixers(mixers::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -46,6 +48,7 @@ impl Command {
     /// Runs the command.
     pub fn run(self) -> anyhow::Result<Outcome> {
         match self {
+            Command::Mixers(args) => args.run(),
             Command::Completions(args) => args.run(),
             Command::Man(args) => args.run(),
         }

@@ -20,13 +20,29 @@ pub fn short(x: f64) -> String {
 /// [`short`] without zeros after the point, for ticks: `20 k`, `1.5 M`.
 pub fn round(x: f64) -> String {
     let text = short(x);
-    let (number, prefix) = text.split_once(' ').unwrap_or((&text, ""));
-    let number = if number.contains('.') {
-        number.trim_end_matches('0').trim_end_matches('.')
-    } else {
-        number
-    };
-    format!("{number} {prefix}").trim_end().to_string()
+    match text.split_once(' ') {
+        Some((number, prefix)) => format!("{} {prefix}", trim_zeros(number)),
+        None => trim_zeros(&text).to_string(),
+    }
+}
+
+/// `65_536` is `64 KiB`.
+pub fn bytes(n: usize) -> String {
+    const PREFIXES: [(usize, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match PREFIXES.iter().find(|(unit, _)| n >= *unit) {
+        Some((unit, prefix)) => format!(
+            "{} {prefix}",
+            trim_zeros(&significant(n as f64 / *unit as f64))
+        ),
+        None => format!("{n} B"),
+    }
+}
+
+fn trim_zeros(number: &str) -> &str {
+    match number.contains('.') {
+        true => number.trim_end_matches('0').trim_end_matches('.'),
+        false => number,
+    }
 }
 
 fn significant(x: f64) -> String {
@@ -63,5 +79,45 @@ pub fn spread(s: &Spread, digits: usize) -> String {
         Spread {
             mean, deviation, ..
         } => format!("{mean:.digits$} ± {deviation:.digits$}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_significant_digits() {
+        let texts = [
+            0.0,
+            7.0,
+            9999.0,
+            12_345.0,
+            99_960.0,
+            3_214_848.0,
+            0.5,
+            f64::NAN,
+        ]
+        .map(short);
+        assert_eq!(
+            texts,
+            ["0", "7", "9999", "12.3 k", "100 k", "3.21 M", "0.50", "–"]
+        );
+        assert_eq!(
+            [20_000.0, 12_500.0, 1200.0].map(round),
+            ["20 k", "12.5 k", "1200"]
+        );
+        assert_eq!(
+            [512, 65_536, 1_572_864].map(bytes),
+            ["512 B", "64 KiB", "1.5 MiB"]
+        );
+    }
+
+    #[test]
+    fn times_have_two_units() {
+        assert_eq!(
+            [3.21, 59.4, 61.0, 7500.0].map(duration),
+            ["3.2 s", "59 s", "1 m 01 s", "2 h 05 m"]
+        );
     }
 }

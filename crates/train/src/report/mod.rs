@@ -39,11 +39,12 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 pub use file::replace_file;
+pub use format::{bytes, duration, short};
 pub use group::{Group, Spread, groups};
 pub use html::html;
 pub use metric::{Direction, Metric};
 pub use result::{AxisValue, RunResult, StudyResult};
-pub use table::table;
+pub use table::{plain, table};
 
 /// Why a report could not be made.
 #[derive(Debug, thiserror::Error)]

@@ -101,20 +101,29 @@ pub fn best(study: &StudyResult, groups: &[Group]) -> Option<usize> {
 /// The table as text. The best configuration says so in the last column.
 pub fn table(study: &StudyResult) -> String {
     let columns = columns(study);
+    let headings: Vec<(&str, bool)> = columns
+        .headings
+        .iter()
+        .map(|(h, n)| (h.as_str(), *n))
+        .chain([("", false)])
+        .collect();
+    let rows = columns.rows.into_iter().enumerate().map(|(i, row)| {
+        let mark = if columns.best == Some(i) { "best" } else { "" };
+        row.into_iter()
+            .map(|(text, _)| text)
+            .chain([mark.to_string()])
+            .collect()
+    });
+    plain(&headings, rows)
+}
+
+/// Columns under a ruled heading, without colour; `true` beside a heading marks numbers, which stand on the right.
+pub fn plain(headings: &[(&str, bool)], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
-    table.set_header(
-        columns
-            .headings
-            .iter()
-            .map(|(text, _)| text.as_str())
-            .chain([""]),
-    );
-    for (i, row) in columns.rows.iter().enumerate() {
-        let mark = if columns.best == Some(i) { "best" } else { "" };
-        table.add_row(row.iter().map(|(text, _)| text.as_str()).chain([mark]));
-    }
-    for (column, (_, numeric)) in columns.headings.iter().enumerate() {
+    table.set_header(headings.iter().map(|(text, _)| text));
+    table.add_rows(rows);
+    for (column, (_, numeric)) in headings.iter().enumerate() {
         if let (true, Some(column)) = (*numeric, table.column_mut(column)) {
             column.set_cell_alignment(CellAlignment::Right);
         }
