@@ -4,6 +4,7 @@ mod error;
 pub mod files;
 pub mod log;
 pub mod recipe;
+pub mod report;
 pub mod schedule;
 
 pub use error::{Error, Result};
