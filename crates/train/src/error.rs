@@ -58,6 +58,36 @@ pub enum Error {
     /// The tokenizer's file or rules.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] weft_tensor::Error),
+    /// A parameter or a mixer refused.
+    #[error(transparent)]
+    Mixer(#[from] weft_mixers::Error),
+    /// The model refused.
+    #[error(transparent)]
+    Model(#[from] weft_models::Error),
+    /// Gradients, moments or parameters that do not belong together.
+    #[error("optimizer: {0}")]
+    Optimizer(String),
+    /// Training was given up.
+    #[error(
+        "{in_a_row} steps in a row were not finite, the last one step {step} (loss {loss}; NaN or infinity in \
+         {tensors}): continue from the last checkpoint with a lower learning rate, see {} for every tensor",
+        dump.display()
+    )]
+    Diverged {
+        /// The last step.
+        step: u64,
+        /// How many steps were skipped.
+        in_a_row: u32,
+        /// The last step's loss.
+        loss: f64,
+        /// What was not finite.
+        tensors: String,
+        /// The list of all parameters and gradients.
+        dump: PathBuf,
+    },
 }
 
 /// A result with this crate's [`Error`].

@@ -49,7 +49,12 @@ impl Batches {
             position: 0,
             windows: windows.len(),
         };
-        Self::at(windows, rows, cursor)
+        Self {
+            order: Permutation::new(windows.len(), seed, 0),
+            windows,
+            rows,
+            cursor,
+        }
     }
 
     /// Goes on where [`Batches::cursor`] was taken.
@@ -57,15 +62,26 @@ impl Batches {
     /// # Errors
     /// When the data does not have as many windows as when the cursor was taken.
     pub fn resume(windows: Windows, rows: usize, cursor: Cursor) -> Result<Self> {
-        if cursor.windows != windows.len() || cursor.position >= cursor.windows {
+        let mut batches = Self::new(windows, rows, cursor.seed);
+        batches.seek(cursor)?;
+        Ok(batches)
+    }
+
+    /// Goes where [`Batches::cursor`] was taken.
+    ///
+    /// # Errors
+    /// As [`Batches::resume`]; the place then stays.
+    pub fn seek(&mut self, cursor: Cursor) -> Result<()> {
+        let windows = self.windows.len();
+        if cursor.windows != windows || cursor.position >= cursor.windows {
             return Err(Error::Data(format!(
-                "the run was in window {} of {}, but the data now has {}: restore the data or start a new run",
-                cursor.position,
-                cursor.windows,
-                windows.len()
+                "the run was in window {} of {}, but the data now has {windows}: restore the data or start a new run",
+                cursor.position, cursor.windows,
             )));
         }
-        Ok(Self::at(windows, rows, cursor))
+        self.order = Permutation::new(windows, cursor.seed, cursor.epoch);
+        self.cursor = cursor;
+        Ok(())
     }
 
     /// Where the next batch begins.
@@ -94,15 +110,6 @@ impl Batches {
             rows: self.rows,
             columns,
         })
-    }
-
-    fn at(windows: Windows, rows: usize, cursor: Cursor) -> Self {
-        Self {
-            order: Permutation::new(windows.len(), cursor.seed, cursor.epoch),
-            windows,
-            rows,
-            cursor,
-        }
     }
 
     fn advance(&mut self) {

@@ -1,0 +1,90 @@
+//! The log of a run: JSON lines, and the same numbers as TensorBoard curves.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::Progress;
+use crate::error::{Error, Result};
+use crate::evaluate::Evaluation;
+use crate::log::{EventFile, JsonLines};
+
+/// The JSON lines, in the run's folder.
+pub const LOG_FILE: &str = "log.jsonl";
+/// The folder of event files, in the run's folder.
+pub const EVENTS_FOLDER: &str = "tensorboard";
+
+pub(super) struct Journal {
+    lines: JsonLines,
+    events: EventFile,
+}
+
+/// A step, as it is logged.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct StepLine {
+    pub(super) step: u64,
+    pub(super) tokens: u64,
+    /// Nats per prediction; null if it was not finite.
+    pub(super) loss: f64,
+    pub(super) lr: f64,
+    pub(super) grad_norm: f64,
+    pub(super) tokens_per_second: f64,
+    /// Steps skipped so far.
+    pub(super) skipped: u64,
+}
+
+impl fmt::Display for StepLine {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let pace = self.tokens_per_second;
+        write!(f, "loss {:.3}, {pace:.0} tokens/s", self.loss)?;
+        if self.skipped > 0 {
+            write!(f, ", {} skipped", self.skipped)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize)]
+struct EvaluationLine {
+    step: u64,
+    tokens: u64,
+    evaluation: Evaluation,
+}
+
+impl Journal {
+    /// Go on after a step: what was logged later is forgotten.
+    pub(super) fn open(folder: &Path, step: u64) -> Result<Self> {
+        let events = folder.join(EVENTS_FOLDER);
+        std::fs::create_dir_all(&events).map_err(Error::io("write", &events))?;
+        Ok(Self {
+            lines: JsonLines::resume(folder.join(LOG_FILE), step)?,
+            events: EventFile::create(&events, step)?,
+        })
+    }
+
+    pub(super) fn step(&mut self, line: &StepLine) -> Result<()> {
+        self.lines.write(line)?;
+        let curves = [
+            ("train/loss", line.loss),
+            ("train/lr", line.lr),
+            ("train/grad_norm", line.grad_norm),
+            ("train/tokens_per_second", line.tokens_per_second),
+            ("train/skipped", line.skipped as f64),
+        ];
+        self.events.scalars(line.step, &curves)
+    }
+
+    pub(super) fn evaluation(&mut self, progress: &Progress, evaluation: Evaluation) -> Result<()> {
+        self.lines.write(&EvaluationLine {
+            step: progress.step,
+            tokens: progress.tokens,
+            evaluation,
+        })?;
+        let curves = [
+            ("held_out/bits_per_byte", evaluation.bits_per_byte),
+            ("held_out/perplexity", evaluation.perplexity),
+        ];
+        self.events.scalars(progress.step, &curves)
+    }
+}

@@ -1,0 +1,308 @@
+//! The training loop: batches -> loss -> gradients -> clip -> step, with logs, evaluations and checkpoints.
+//!
+//! A run lives in a folder. [`Trainer::open`] continues what it finds there, bit for bit as if it had never stopped:
+//! parameters, moments, data order, counters, and the log up to the checkpoint. Everything random comes from the
+//! position in the data, so a run by steps or tokens gives the same bits each time.
+
+mod config;
+mod faults;
+mod journal;
+mod progress;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use serde_json::Value;
+
+pub use config::{Budget, TrainerConfig};
+pub use faults::DUMP_FILE;
+pub use journal::{EVENTS_FOLDER, LOG_FILE};
+pub use progress::{Outcome, Progress, Summary, Times};
+pub use task::{BatchSource, LanguageTask, Task};
+
+use crate::checkpoint::{self, Training};
+use crate::error::Result;
+use crate::files::{Checkpoint, Checkpoints, latest};
+use crate::log;
+use crate::optim::{Grads, Optimizer, clip_factor};
+use journal::{Journal, StepLine};
+
+/// Trains a [`Task`] on batches from a [`BatchSource`].
+pub struct Trainer<'a> {
+    task: &'a dyn Task,
+    batches: &'a mut dyn BatchSource,
+    config: TrainerConfig,
+    run: Value,
+    optimizer: Optimizer,
+    checkpoints: Checkpoints,
+    journal: Journal,
+    bar: Option<log::Progress>,
+    progress: Progress,
+    times: Times,
+    /// Tokens and seconds since the last line of the log.
+    pace: (u64, f64),
+}
+
+/// Where a run lives, and how it is begun and shown.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The run's folder: log and checkpoints, and in the end the model.
+    pub folder: PathBuf,
+    /// What the run is told to do. A checkpoint of a run that was told otherwise is not continued.
+    pub run: Value,
+    /// What to do about checkpoints in the folder.
+    pub start: Start,
+    /// The run's name on stderr, or `None` to show nothing.
+    pub show: Option<String>,
+}
+
+/// What a [`Trainer`] does about checkpoints that it finds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// Go on from the newest good one, if there is one.
+    #[default]
+    Continue,
+    /// Remove them.
+    Anew,
+}
+
+impl<'a> Trainer<'a> {
+    /// A new run, or the one that is found in the place.
+    ///
+    /// # Errors
+    /// When the folder is in use or cannot be written, a parameter is not f32, or the checkpoint is of another run.
+    pub fn open(
+        place: Place,
+        task: &'a dyn Task,
+        batches: &'a mut dyn BatchSource,
+        config: TrainerConfig,
+    ) -> Result<Self> {
+        let checkpoints = Checkpoints::open(&place.folder, config.keep)?;
+        let mut optimizer = Optimizer::new(task.params(), config.optimizer)?;
+        let mut progress = Progress::default();
+        let mut notes = Vec::new();
+        if place.start == Start::Continue {
+            let found = latest(&place.folder)?;
+            let damaged = |reason| format!("passing over a damaged checkpoint: {reason}");
+            notes.extend(found.refused.iter().map(damaged));
+            if let Some(Checkpoint { path, .. }) = found.checkpoint {
+                let training = checkpoint::read(&path, task, &mut optimizer, &place.run)?;
+                batches.seek(&training.data)?;
+                progress = training.progress;
+                notes.push(format!("continuing from {}", path.display()));
+            }
+        }
+        checkpoints.discard_after(progress.step)?;
+        let (done, total) = config.budget.count(&progress);
+        let bar = place.show.map(|name| {
+            let mut bar = log::Progress::new(&name, total);
+            notes.iter().for_each(|note| bar.note(note));
+            bar.update(done, "");
+            bar
+        });
+        Ok(Self {
+            task,
+            batches,
+            config,
+            run: place.run,
+            optimizer,
+            journal: Journal::open(&place.folder, progress.step)?,
+            checkpoints,
+            bar,
+            progress,
+            times: Times::default(),
+            pace: (0, 0.0),
+        })
+    }
+
+    /// How far the run has come.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Train until the budget is spent or `stop` is set. Either way a checkpoint is written; when the budget is spent,
+    /// the model is evaluated too, and the run's folder is a model folder.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`](crate::Error::Diverged) after too many steps in a row that were not finite; else when data
+    /// cannot be read or a file cannot be written. The last checkpoint stays.
+    pub fn run(&mut self, stop: &AtomicBool) -> Result<Summary> {
+        let tokens = self.progress.tokens;
+        let outcome = self.train(stop)?;
+        let tokens = self.progress.tokens - tokens;
+        let summary = Summary {
+            outcome,
+            progress: self.progress,
+            times: self.times,
+            tokens_per_second: tokens as f64 / self.times.training().max(f64::MIN_POSITIVE),
+        };
+        if let Some(bar) = self.bar.take() {
+            bar.finish(&summary.to_string());
+        }
+        Ok(summary)
+    }
+
+    fn train(&mut self, stop: &AtomicBool) -> Result<Outcome> {
+        let due = |every: Option<u64>, step: u64| every.is_some_and(|n| step.is_multiple_of(n));
+        while self.config.budget.spent(&self.progress) < 1.0 {
+            if stop.load(Ordering::Relaxed) {
+                self.save()?;
+                return Ok(Outcome::Interrupted);
+            }
+            self.step()?;
+            if due(self.config.evaluate_every, self.progress.step) {
+                self.evaluate()?;
+            }
+            if due(self.config.save_every, self.progress.step) {
+                self.save()?;
+            }
+        }
+        self.evaluate()?;
+        self.save()?;
+        self.task.save(self.checkpoints.folder())?;
+        Ok(Outcome::Finished)
+    }
+
+    /// One step of the parameters, from `accumulate` micro-batches of equal weight.
+    fn step(&mut self) -> Result<()> {
+        let before = self.times.training();
+        let parts = self.config.accumulate.max(1);
+        let mut loss = 0.0;
+        let mut tokens = 0;
+        let mut sum: Option<Grads> = None;
+        for _ in 0..parts {
+            let (mean, count, grads) = self.micro_batch()?;
+            loss += mean / parts as f64;
+            tokens += count as u64;
+            sum = Some(match sum.take() {
+                None => grads,
+                Some(mut sum) => {
+                    sum.add(grads)?;
+                    sum
+                }
+            });
+        }
+        let grads = sum.unwrap_or_default();
+        let lr = self.config.learning_rate(&self.progress);
+        let start = Instant::now();
+        let norm = grads.norm()? / parts as f64;
+        let finite = loss.is_finite() && norm.is_finite();
+        if finite {
+            let scale = clip_factor(norm, self.config.clip) / parts as f64;
+            self.optimizer.step(&grads, lr, scale)?;
+        }
+        self.times.optimizer += start.elapsed().as_secs_f64();
+
+        let progress = &mut self.progress;
+        progress.step += 1;
+        progress.tokens += tokens;
+        progress.seconds += self.times.training() - before;
+        progress.evaluation = None;
+        if finite {
+            progress.loss = loss;
+            progress.skipped_in_a_row = 0;
+        } else {
+            progress.skipped += 1;
+            progress.skipped_in_a_row += 1;
+        }
+        self.pace.0 += tokens;
+        self.pace.1 += self.times.training() - before;
+        self.report(loss, lr, norm)?;
+        if self.progress.skipped_in_a_row >= self.config.patience.max(1) {
+            let folder = self.checkpoints.folder();
+            return Err(faults::give_up(
+                folder,
+                self.task,
+                &grads,
+                &self.progress,
+                loss,
+            )?);
+        }
+        Ok(())
+    }
+
+    /// Mean loss, number of predictions and gradients of the next batch; its graph is gone afterwards, so that
+    /// parameters can be changed in place.
+    fn micro_batch(&mut self) -> Result<(f64, usize, Grads)> {
+        let times = &mut self.times;
+        let batch = timed(&mut times.data, || self.batches.next_batch())?;
+        let (mean, value, count) = timed(&mut times.forward, || {
+            let losses = self.task.loss(&batch)?;
+            let mean = losses.mean_all()?;
+            let value = mean.item_f64()?;
+            Ok((mean, value, losses.count()))
+        })?;
+        let grads = timed(&mut times.backward, || {
+            let mut gradients = mean.backward()?;
+            Ok(Grads::take(self.task.params(), &mut gradients))
+        })?;
+        Ok((value, count, grads))
+    }
+
+    /// Log and show the step that has just been done.
+    fn report(&mut self, loss: f64, lr: f64, grad_norm: f64) -> Result<()> {
+        let (tokens, seconds) = self.pace;
+        let progress = &self.progress;
+        let line = StepLine {
+            step: progress.step,
+            tokens: progress.tokens,
+            loss,
+            lr,
+            grad_norm,
+            tokens_per_second: tokens as f64 / seconds.max(f64::MIN_POSITIVE),
+            skipped: progress.skipped,
+        };
+        if let Some(bar) = &mut self.bar {
+            let (done, _) = self.config.budget.count(progress);
+            bar.update(done, &line.to_string());
+        }
+        if progress.step.is_multiple_of(self.config.log_every.max(1)) {
+            self.pace = (0, 0.0);
+            self.journal.step(&line)?;
+        }
+        Ok(())
+    }
+
+    /// Score the model on held-out data, unless that has been done since the last step.
+    fn evaluate(&mut self) -> Result<()> {
+        if self.progress.evaluation.is_some() {
+            return Ok(());
+        }
+        let result = timed(&mut self.times.evaluate, || self.task.evaluate())?;
+        let Some(result) = result else {
+            return Ok(());
+        };
+        self.progress.evaluation = Some(result);
+        if let Some(bar) = &mut self.bar {
+            bar.note(&format!("step {}: {result}", self.progress.step));
+        }
+        self.journal.evaluation(&self.progress, result)
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let start = Instant::now();
+        let training = Training::new(
+            self.run.clone(),
+            self.progress,
+            self.optimizer.steps(),
+            self.batches.position()?,
+        );
+        let write =
+            |folder: &Path| checkpoint::write(folder, self.task, &self.optimizer, &training);
+        self.checkpoints.save(self.progress.step, write)?;
+        self.times.save += start.elapsed().as_secs_f64();
+        Ok(())
+    }
+}
+
+/// Run `f` and add its seconds to a sum.
+fn timed<R>(seconds: &mut f64, f: impl FnOnce() -> Result<R>) -> Result<R> {
+    let start = Instant::now();
+    let result = f();
+    *seconds += start.elapsed().as_secs_f64();
+    result
+}
