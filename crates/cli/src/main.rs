@@ -4,6 +4,7 @@
 //! stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C with everything saved.
 
 mod commands;
+mod interrupt;
 mod logging;
 mod output;
 mod sentence;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     };
     match logging::init().and_then(|()| cli.command.run()) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(130),
         Err(error) if output::is_closed(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::complain(&sentence::of_error(&error));

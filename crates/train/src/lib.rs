@@ -7,9 +7,12 @@ pub mod evaluate;
 pub mod files;
 pub mod log;
 pub mod optim;
+pub mod quickstart;
 pub mod recipe;
 pub mod report;
+pub mod run;
 pub mod schedule;
+pub mod study;
 pub mod trainer;
 
 pub use error::{Error, Result};

@@ -1,8 +1,14 @@
 //! The subcommands: one file each, registered in [`Command`].
 
 mod completions;
+mod eval;
+mod explain;
+mod generate;
 mod man;
 mod mixers;
+mod quickstart;
+mod study;
+mod train;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -35,10 +41,18 @@ pub fn meant(word: Option<&str>) -> String {
 pub enum Outcome {
     /// It did what was asked.
     Done,
+    /// It was stopped by Ctrl-C and everything is saved.
+    Interrupted,
 }
 
 #[derive(Subcommand)]
 pub enum Command {
+    Quickstart(quickstart::Args),
+    Train(train::Args),
+    Generate(generate::Args),
+    Eval(eval::Args),
+    Study(study::Args),
+    Explain(explain::Args),
     Mixers(mixers::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -48,9 +62,23 @@ impl Command {
     /// Runs the command.
     pub fn run(self) -> anyhow::Result<Outcome> {
         match self {
+            Command::Quickstart(args) => args.run(),
+            Command::Train(args) => args.run(),
+            Command::Generate(args) => args.run(),
+            Command::Eval(args) => args.run(),
+            Command::Study(args) => args.run(),
+            Command::Explain(args) => args.run(),
             Command::Mixers(args) => args.run(),
             Command::Completions(args) => args.run(),
             Command::Man(args) => args.run(),
         }
+    }
+}
+
+/// A number above 0, for options.
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(v) if v > 0.0 && v.is_finite() => Ok(v),
+        _ => Err("give a number above 0".into()),
     }
 }

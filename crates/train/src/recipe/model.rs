@@ -38,14 +38,14 @@ pub struct ModelRecipe {
 
 /// The channel mixers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Mlp {
     /// Gated with SiLU, three matrices (Shazeer 2020).
     Swiglu,
     /// Two matrices with GELU between.
     Gelu,
-    /// No channel mixer.
-    None,
+    /// The same with the tanh form of GELU.
+    GeluTanh,
 }
 
 /// Types of stored parameters.
@@ -63,7 +63,7 @@ pub enum Dtype {
 const MLPS: [(&str, Mlp); 3] = [
     ("swiglu", Mlp::Swiglu),
     ("gelu", Mlp::Gelu),
-    ("none", Mlp::None),
+    ("gelu_tanh", Mlp::GeluTanh),
 ];
 const DTYPES: [(&str, Dtype); 3] = [
     ("f32", Dtype::F32),
@@ -95,10 +95,8 @@ impl ModelRecipe {
         let mlp = table.choice("mlp", &MLPS)?.unwrap_or(Mlp::Swiglu);
         let hidden = match mlp {
             Mlp::Swiglu => (d_model * 8).div_ceil(3).next_multiple_of(32),
-            Mlp::Gelu => (d_model * 4).next_multiple_of(32),
-            Mlp::None => 0,
+            Mlp::Gelu | Mlp::GeluTanh => (d_model * 4).next_multiple_of(32),
         };
-        let least = u64::from(mlp != Mlp::None);
         let recipe = Self {
             d_model,
             layers,
@@ -106,9 +104,7 @@ impl ModelRecipe {
             heads,
             head_dim,
             mlp,
-            mlp_hidden: table
-                .size("mlp_hidden", least..=MAX_WIDTH)?
-                .unwrap_or(hidden),
+            mlp_hidden: table.size("mlp_hidden", 1..=MAX_WIDTH)?.unwrap_or(hidden),
             vocab: table.size("vocab", 2..=1 << 22)?,
             tie_embeddings: table.flag("tie_embeddings")?.unwrap_or(true),
             dtype: table.choice("dtype", &DTYPES)?.unwrap_or(Dtype::F32),

@@ -1,0 +1,86 @@
+//! `weft study`: a grid of small trainings, side by side.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use weft_train::recipe::Study;
+use weft_train::report;
+use weft_train::study::{self, Shard, Words};
+
+use super::Outcome;
+use crate::{interrupt, output};
+
+const EXAMPLES: &str = "\
+Examples:
+  weft study recipes/quick-study.toml
+  weft study recipes/quick-study.toml --shard 2/4     # one job of an array of four
+  weft study recipes/quick-study.toml --json
+
+Finished runs are not run again and interrupted ones go on, so the same command continues a study. The folder of \
+the study gets results.json, plots (SVG) and report.html, a page that needs nothing else.";
+
+/// Train a grid of models and compare them
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The study (TOML): a recipe with a [study] grid
+    recipe: PathBuf,
+    /// Only the i-th of n shares of the runs
+    #[arg(long, value_name = "I/N", default_value = "1/1")]
+    shard: Shard,
+    /// The folder of the study instead of the recipe's
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print the results as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub fn run(self) -> anyhow::Result<Outcome> {
+        let mut study = Study::load(&self.recipe)?;
+        if let Some(out) = self.out {
+            for run in &mut study.runs {
+                run.recipe.out = out.join(&run.name);
+            }
+            study.out = out;
+        }
+        let file = &self.recipe;
+        let name = file
+            .file_stem()
+            .map_or("study".into(), |s| s.to_string_lossy().into_owned());
+        let words = Words {
+            title: name.replace(['-', '_'], " "),
+            command: format!("weft study {}", file.display()),
+            recipe: std::fs::read_to_string(file)
+                .with_context(|| format!("cannot read {}", file.display()))?,
+            machine: machine(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        };
+        let Some(result) = study::run(&study, self.shard, words, true, interrupt::flag()?)? else {
+            return Ok(Outcome::Interrupted);
+        };
+        let written = report::write(&result, &study.out)?;
+        if self.json {
+            output::json(&result)?;
+            return Ok(Outcome::Done);
+        }
+        let files: Vec<String> = written.iter().map(|p| p.display().to_string()).collect();
+        output::print(format!(
+            "{}\n{}\n",
+            report::table(&result),
+            files.join("\n")
+        ))?;
+        Ok(Outcome::Done)
+    }
+}
+
+/// The processor's name and the number of cores.
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info
+        .lines()
+        .find_map(|l| l.strip_prefix("model name")?.split_once(": ").map(|p| p.1));
+    format!("{}, {cores} cores", model.unwrap_or(std::env::consts::ARCH))
+}

@@ -1,0 +1,314 @@
+//! From a recipe to a trained model folder: the tokenizer, the data, the model and the trainer's settings, put
+//! together in one place. `weft train`, `weft study` and `weft quickstart` all come through here.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use serde_json::{Map, Value, json};
+use weft_models::tokenizer::{END_OF_TEXT, Specials, Tokenizer};
+use weft_models::{Config, LanguageModel, MlpKind, Run};
+use weft_tensor::{DType, Device};
+
+use crate::data::{Batches, Corpus, TextSource, Windows};
+use crate::error::{Error, Result};
+use crate::evaluate::{EvalConfig, HeldOut};
+use crate::optim::{OptimizerConfig, Rule};
+use crate::recipe::{self, DataSource, Dtype, Mlp, ModelRecipe, Recipe, TokenizerRecipe};
+use crate::schedule::Schedule;
+use crate::trainer::{Budget, LanguageTask, Place, Start, Summary, Trainer, TrainerConfig};
+
+/// Everything that a recipe describes, ready to run.
+pub struct Prepared {
+    /// Model, tokenizer and held-out text.
+    pub task: LanguageTask,
+    /// Batches of the training data.
+    pub batches: Batches,
+    /// The trainer's settings.
+    pub config: TrainerConfig,
+    /// The run in one value: a checkpoint of another one is not continued.
+    pub run: Value,
+}
+
+/// Read the data and build the model.
+///
+/// # Errors
+/// When the data is missing, too short or does not fit the tokenizer, or the model cannot be built.
+pub fn prepare(recipe: &Recipe) -> Result<Prepared> {
+    let data = Data::load(recipe)?;
+    let vocab = recipe.model.vocab.unwrap_or(data.tokenizer.vocab_size());
+    if vocab < data.tokenizer.vocab_size() {
+        let needed = data.tokenizer.vocab_size();
+        return Err(Error::Data(format!(
+            "model.vocab is {vocab}, but the tokenizer has {needed} tokens: leave it out or give {needed} or more"
+        )));
+    }
+    let windows = data.corpus.train(recipe.data.sequence, vocab)?;
+    let config = model_config(&recipe.model, vocab)?;
+    let model = LanguageModel::new(&config, recipe.train.seed, &Device::Cpu)?;
+    let compute = if recipe.train.bf16 {
+        DType::BF16
+    } else {
+        DType::F32
+    };
+    let task = LanguageTask {
+        model,
+        tokenizer: data.tokenizer,
+        held_out: data.held_out,
+        evaluation: EvalConfig {
+            context: Some(recipe.data.sequence.max(512)),
+            ..EvalConfig::default()
+        },
+        run: Run {
+            compute,
+            checkpoint: recipe.train.recompute,
+        },
+    };
+    Ok(Prepared {
+        task,
+        batches: Batches::new(windows, recipe.train.batch, recipe.train.seed),
+        config: trainer_config(recipe),
+        run: json!({ "model": recipe.model, "data": recipe.data, "train": recipe.train }),
+    })
+}
+
+/// Train what a recipe describes in its folder; `show` names the progress bar.
+///
+/// # Errors
+/// As [`prepare`] and [`Trainer::run`].
+pub fn train(
+    recipe: &Recipe,
+    start: Start,
+    show: Option<String>,
+    stop: &AtomicBool,
+) -> Result<Summary> {
+    train_prepared(prepare(recipe)?, &recipe.out, start, show, stop)
+}
+
+/// Train what [`prepare`] gave in a folder.
+///
+/// # Errors
+/// As [`Trainer::run`].
+pub fn train_prepared(
+    prepared: Prepared,
+    folder: &Path,
+    start: Start,
+    show: Option<String>,
+    stop: &AtomicBool,
+) -> Result<Summary> {
+    let Prepared {
+        task,
+        mut batches,
+        config,
+        run,
+    } = prepared;
+    let place = Place {
+        folder: folder.to_path_buf(),
+        run,
+        start,
+        show,
+    };
+    Trainer::open(place, &task, &mut batches, config)?.run(stop)
+}
+
+/// A recipe's data: tokens to train on, and text to evaluate on.
+struct Data {
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    held_out: Option<HeldOut>,
+}
+
+impl Data {
+    fn load(recipe: &Recipe) -> Result<Data> {
+        let share = recipe.data.held_out;
+        match &recipe.data.source {
+            DataSource::Text(paths) => {
+                let source = TextSource::read(paths)?;
+                let (train, held) = source.split(share);
+                let tokenizer = tokenizer(recipe.data.tokenizer.as_ref(), &train)?;
+                let corpus = Corpus::from_text(&source, &tokenizer, share)?;
+                let bytes_per_token = train.iter().map(|t| t.len()).sum::<usize>() as f64
+                    / corpus.train_tokens().max(1) as f64;
+                let limit = evaluation_tokens(recipe) as f64 * bytes_per_token;
+                let held = up_to(held, limit as usize);
+                let held_out = match held.is_empty() {
+                    true => None,
+                    false => Some(HeldOut::new(&held, &tokenizer)?),
+                };
+                Ok(Data {
+                    tokenizer,
+                    corpus,
+                    held_out,
+                })
+            }
+            DataSource::Shards(paths) => {
+                let Some(TokenizerRecipe::Path(path)) = &recipe.data.tokenizer else {
+                    return Err(Error::Data(
+                        "data.shards hold tokens of a tokenizer that is not named: \
+                         give the path of its tokenizer.json as data.tokenizer"
+                            .into(),
+                    ));
+                };
+                let tokenizer = Tokenizer::load(path)?;
+                let corpus = Corpus::open_shards(paths, share)?;
+                let windows = corpus.held_out(recipe.data.sequence, tokenizer.vocab_size());
+                let held_out = match windows {
+                    Ok(windows) => Some(decoded(&windows, &tokenizer, evaluation_tokens(recipe))?),
+                    // Shards without enough held-out tokens for one sequence are not evaluated.
+                    Err(_) if share == 0.0 => None,
+                    Err(e) => return Err(e),
+                };
+                Ok(Data {
+                    tokenizer,
+                    corpus,
+                    held_out,
+                })
+            }
+        }
+    }
+}
+
+/// Tokens that an evaluation reads at most.
+fn evaluation_tokens(recipe: &Recipe) -> usize {
+    (recipe.eval.batches as usize)
+        .saturating_mul(recipe.train.batch)
+        .saturating_mul(recipe.data.sequence)
+}
+
+/// The beginnings of texts, `limit` bytes together: the same share of each, so that all kinds are read.
+fn up_to(texts: Vec<&str>, limit: usize) -> Vec<&str> {
+    let total: usize = texts.iter().map(|t| t.len()).sum();
+    if total <= limit {
+        return texts.into_iter().filter(|t| !t.is_empty()).collect();
+    }
+    let share = limit as f64 / total as f64;
+    let cut = |t: &str| t.floor_char_boundary((t.len() as f64 * share) as usize);
+    texts
+        .into_iter()
+        .map(|t| &t[..cut(t)])
+        .filter(|t| !t.is_empty())
+        .collect()
+}
+
+/// The text of held-out windows of tokens.
+fn decoded(windows: &Windows, tokenizer: &Tokenizer, limit: usize) -> Result<HeldOut> {
+    let mut texts = Vec::new();
+    let (mut ids, mut tokens) = (Vec::new(), 0);
+    for i in 0..windows.len() {
+        if tokens >= limit {
+            break;
+        }
+        ids.clear();
+        windows.read(i, &mut ids)?;
+        // Neighbouring windows share one token; it belongs to the first.
+        let own: Vec<u32> = ids[..windows.sequence()]
+            .iter()
+            .map(|&t| t as u32)
+            .collect();
+        tokens += own.len();
+        texts.push(tokenizer.decode(&own, Specials::Skip)?);
+    }
+    HeldOut::new(&texts, tokenizer)
+}
+
+/// The tokenizer that a recipe names; a learned one is learned from the training part only.
+pub fn tokenizer(recipe: Option<&TokenizerRecipe>, train: &[&str]) -> Result<Tokenizer> {
+    Ok(match recipe {
+        None | Some(TokenizerRecipe::Byte) => Tokenizer::byte_level(&[END_OF_TEXT])?,
+        Some(TokenizerRecipe::Bpe(size)) => {
+            Tokenizer::train_bpe(train, *size, &[END_OF_TEXT], &mut |_| ())?
+        }
+        Some(TokenizerRecipe::Path(path)) => Tokenizer::load(path)?,
+    })
+}
+
+/// The model that a recipe describes. Every mixer is told the heads; its own table has the last word.
+///
+/// # Errors
+/// When a table is for a mixer that no layer uses.
+pub fn model_config(recipe: &ModelRecipe, vocab: usize) -> Result<Config> {
+    let layers = recipe
+        .layers
+        .layers(recipe.depth)
+        .map_err(|e| Error::Data(format!("model.layers: {e}")))?;
+    if let Some(name) = recipe.mixer.keys().find(|name| !layers.contains(name)) {
+        return Err(Error::Data(format!(
+            "[model.mixer.{name}] is for a mixer that no layer uses: the layers are {:?}",
+            recipe.layers.to_string()
+        )));
+    }
+    let mut config = Config::new(vocab, recipe.d_model, layers);
+    for name in &config.layer_types {
+        let mut table = Map::new();
+        table.insert("num_heads".into(), json!(recipe.heads));
+        table.insert("head_dim".into(), json!(recipe.head_dim));
+        if let Some(Value::Object(own)) = recipe.mixer.get(name) {
+            table.extend(own.clone());
+        }
+        config.mixers.insert(name.clone(), table);
+    }
+    config.mlp = match recipe.mlp {
+        Mlp::Swiglu => MlpKind::Swiglu,
+        Mlp::Gelu => MlpKind::Gelu,
+        Mlp::GeluTanh => MlpKind::GeluTanh,
+    };
+    config.intermediate_size = recipe.mlp_hidden;
+    config.tie_word_embeddings = recipe.tie_embeddings;
+    config.dtype = match recipe.dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::Bf16 => DType::BF16,
+    };
+    Ok(config)
+}
+
+fn trainer_config(recipe: &Recipe) -> TrainerConfig {
+    let train = &recipe.train;
+    let (rule, adamw, momentum) = match &train.optimizer {
+        recipe::Optimizer::AdamW(adamw) => {
+            (Rule::AdamW, adamw, OptimizerConfig::default().momentum)
+        }
+        recipe::Optimizer::Muon(muon) => (Rule::Muon, &muon.adamw, muon.muon_momentum),
+    };
+    let some = |n: u64| (n > 0).then_some(n);
+    TrainerConfig {
+        budget: match train.budget {
+            recipe::Budget::Steps(n) => Budget::Steps(n),
+            recipe::Budget::Tokens(n) => Budget::Tokens(n),
+            recipe::Budget::Minutes(m) => Budget::Minutes(m),
+        },
+        optimizer: OptimizerConfig {
+            rule,
+            beta1: adamw.betas[0],
+            beta2: adamw.betas[1],
+            eps: adamw.eps,
+            weight_decay: adamw.weight_decay,
+            momentum,
+        },
+        schedule: Schedule {
+            shape: train.shape,
+            peak: adamw.lr,
+            warmup: train.warmup,
+            total: 0,
+            min_ratio: train.min_ratio,
+        },
+        accumulate: train.accumulate,
+        clip: (train.clip > 0.0).then_some(train.clip),
+        patience: u32::try_from(train.nonfinite_limit).unwrap_or(u32::MAX),
+        log_every: 1,
+        evaluate_every: some(recipe.eval.every),
+        save_every: some(train.checkpoint_every),
+        keep: train.keep,
+    }
+}
+
+/// The recipe of a run folder's model, written beside it so that the run can be repeated.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn write_recipe(recipe: &Recipe, folder: &Path) -> Result<PathBuf> {
+    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    let path = folder.join("recipe.toml");
+    let text = recipe.to_toml()?;
+    crate::files::write_atomic(&path, |out| out.write_all(text.as_bytes()))?;
+    Ok(path)
+}

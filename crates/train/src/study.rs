@@ -1,0 +1,191 @@
+//! A grid of trainings side by side. Each run has a folder of its own below the study's; a finished one leaves
+//! `run.json` there and is not run again, an interrupted one goes on from its checkpoint. With shards, several
+//! processes share the runs and the last one to finish sees all of them in the report.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use weft_models::folder;
+use weft_tensor::Device;
+
+use crate::error::{Error, Result};
+use crate::files::write_atomic;
+use crate::recipe::{Study, StudyRun};
+use crate::report::{AxisValue, RunResult, StudyResult};
+use crate::run;
+use crate::trainer::{LOG_FILE, Outcome, Start};
+
+/// The file that a finished run leaves.
+pub const RUN_FILE: &str = "run.json";
+
+/// Shard `index` (from 1) of `count`: the runs whose position in the grid is `index - 1` modulo `count`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// From 1.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl Default for Shard {
+    /// Everything.
+    fn default() -> Shard {
+        Shard { index: 1, count: 1 }
+    }
+}
+
+impl std::str::FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Shard, String> {
+        let parts = text
+            .split_once('/')
+            .and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        match parts {
+            Some((index, count)) if index >= 1 && index <= count => Ok(Shard { index, count }),
+            _ => Err(format!(
+                "{text:?} is no shard: give i/n with 1 <= i <= n, such as 1/4"
+            )),
+        }
+    }
+}
+
+/// Words for the report.
+#[derive(Clone, Debug)]
+pub struct Words {
+    /// The heading.
+    pub title: String,
+    /// The command line.
+    pub command: String,
+    /// The recipe's text.
+    pub recipe: String,
+    /// Processor, cores and memory.
+    pub machine: String,
+    /// Version of the program.
+    pub version: String,
+}
+
+/// Run what is left of the study's shard and collect everything that is finished. `Ok(None)` when `stop` was set.
+///
+/// # Errors
+/// When a run fails; those before it stay finished.
+pub fn run(
+    study: &Study,
+    shard: Shard,
+    words: Words,
+    show: bool,
+    stop: &AtomicBool,
+) -> Result<Option<StudyResult>> {
+    for (i, one) in study.runs.iter().enumerate() {
+        if i % shard.count != shard.index - 1 || one.recipe.out.join(RUN_FILE).is_file() {
+            continue;
+        }
+        let label = format!("{}/{} {}", i + 1, study.runs.len(), one.name);
+        if stop.load(Ordering::Relaxed) || !run_one(one, show.then_some(label), stop)? {
+            return Ok(None);
+        }
+    }
+    let runs = study
+        .runs
+        .iter()
+        .filter(|r| r.recipe.out.join(RUN_FILE).is_file());
+    let runs = runs
+        .map(|r| read(&r.recipe.out.join(RUN_FILE)))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Some(StudyResult {
+        title: words.title,
+        command: words.command,
+        recipe: words.recipe,
+        machine: words.machine,
+        version: words.version,
+        metric: "bits_per_byte".into(),
+        planned: study.runs.len(),
+        runs,
+    }))
+}
+
+/// Whether it was finished.
+fn run_one(one: &StudyRun, show: Option<String>, stop: &AtomicBool) -> Result<bool> {
+    let begin = Instant::now();
+    run::write_recipe(&one.recipe, &one.recipe.out)?;
+    let summary = match run::train(&one.recipe, Start::Continue, show, stop) {
+        // A run that diverged is a result of the study, not its end.
+        Err(Error::Diverged { .. }) => None,
+        other => Some(other?),
+    };
+    if summary.is_some_and(|s| s.outcome == Outcome::Interrupted) {
+        return Ok(false);
+    }
+    let mut metrics = BTreeMap::new();
+    let evaluation = summary.and_then(|s| s.progress.evaluation);
+    metrics.insert(
+        "bits_per_byte".into(),
+        evaluation.map_or(f64::NAN, |e| e.bits_per_byte),
+    );
+    metrics.insert(
+        "perplexity".into(),
+        evaluation.map_or(f64::NAN, |e| e.perplexity),
+    );
+    metrics.insert("loss".into(), summary.map_or(f64::NAN, |s| s.progress.loss));
+    let parameters = match summary {
+        Some(_) => folder::load(&one.recipe.out, &Device::Cpu)?
+            .params()
+            .count(),
+        None => 0,
+    };
+    let result = RunResult {
+        name: one.name.clone(),
+        axes: one
+            .settings
+            .iter()
+            .map(|(k, v)| (k.clone(), axis(v)))
+            .collect(),
+        parameters: parameters as u64,
+        steps: summary.map_or(0, |s| s.progress.step),
+        tokens_per_second: summary.map_or(f64::NAN, |s| s.tokens_per_second),
+        seconds: summary.map_or(begin.elapsed().as_secs_f64(), |s| s.progress.seconds),
+        curves: curves(&one.recipe.out.join(LOG_FILE))?,
+        metrics,
+    };
+    let path = one.recipe.out.join(RUN_FILE);
+    let text =
+        serde_json::to_string_pretty(&result).map_err(|e| Error::content(&path, e.to_string()))?;
+    write_atomic(&path, |out| out.write_all(text.as_bytes()))?;
+    Ok(true)
+}
+
+fn axis(value: &str) -> AxisValue {
+    serde_json::from_str(value).unwrap_or_else(|_| AxisValue::Text(value.into()))
+}
+
+/// The numbers of a run's log by name, as (step, value).
+fn curves(path: &Path) -> Result<BTreeMap<String, Vec<(u64, f64)>>> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let mut curves: BTreeMap<String, Vec<(u64, f64)>> = BTreeMap::new();
+    for line in text.lines() {
+        let Ok(serde_json::Value::Object(line)) = serde_json::from_str(line) else {
+            continue;
+        };
+        let Some(step) = line.get("step").and_then(serde_json::Value::as_u64) else {
+            continue;
+        };
+        for name in ["loss", "bits_per_byte"] {
+            if let Some(value) = line.get(name).and_then(serde_json::Value::as_f64) {
+                curves.entry(name.into()).or_default().push((step, value));
+            }
+        }
+    }
+    Ok(curves)
+}
+
+fn read(path: &Path) -> Result<RunResult> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    serde_json::from_str(&text).map_err(|e| {
+        Error::content(
+            path,
+            format!("it is no result of a run ({e}): remove it to run again"),
+        )
+    })
+}
