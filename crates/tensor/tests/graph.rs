@@ -217,3 +217,22 @@ fn a_gradient_inside_a_forward_can_be_trained_through() {
         assert!((g - want).abs() < 1e-6 * (1.0 + want.abs()), "{g} {want}");
     }
 }
+
+#[test]
+fn gradients_add_up_when_the_first_is_the_beginning_of_a_larger_block() {
+    // The way back of cat gives x a view of the first half of its own gradient; the second use of x adds to it.
+    let (x, y) = (leaf(&[3], 1), random(&[3], 2));
+    let used_twice = x.mul_scalar(2.0).unwrap();
+    let first = used_twice.square().unwrap();
+    let joined = Tensor::cat(&[&used_twice, &y], 0).unwrap();
+    let weight = random(&[6], 3);
+    let loss = joined.mul(&weight).unwrap().sum_all().unwrap();
+    let loss = loss.add(&first.sum_all().unwrap()).unwrap();
+    let got = loss.backward().unwrap().get(&x).unwrap();
+    let (x, w) = (list(&x), list(&weight));
+    let want: Vec<f64> = (0..3).map(|i| 2.0 * w[i] + 8.0 * x[i]).collect();
+    list(&got)
+        .iter()
+        .zip(&want)
+        .for_each(|(g, w)| assert!((g - w).abs() < 1e-12, "{g} {w}"));
+}

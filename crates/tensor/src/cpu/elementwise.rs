@@ -303,12 +303,12 @@ pub fn binary(
     }
 }
 
-/// a += b, both contiguous; a is a whole storage.
+/// a += b, both contiguous; a lies at the start of its storage, which may be longer.
 pub fn add_assign(a: &mut CpuStorage, b: &CpuStorage, lb: &Layout) -> Result<()> {
     fn run<T: Scalar>(a: &mut [T], b: &CpuStorage, lb: &Layout) -> Result<()> {
         let mut keep = None;
         let b = packed::<T>(b, lb, &mut keep)?;
-        for_pieces(a, GRAIN, |at, a| {
+        for_pieces(&mut a[..b.len()], GRAIN, |at, a| {
             let b = &b[at..at + a.len()];
             vectorize(
                 #[inline(always)]
