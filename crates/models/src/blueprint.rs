@@ -54,13 +54,13 @@ pub fn blueprint(config: &Config) -> Result<Vec<Shape>> {
     model.params().iter().map(check).collect()
 }
 
-/// Ask the system for a block of this size and give it back untouched.
-pub(crate) fn check_memory(bytes: usize) -> Result<()> {
+/// Ask the system for a block of this size and give it back untouched. `what` is it for?
+pub(crate) fn check_memory(what: &str, bytes: usize) -> Result<()> {
     let mut probe: Vec<u8> = Vec::new();
     probe.try_reserve_exact(bytes).map_err(|_| {
+        let size = bytes as f64 / (1u64 << 30) as f64;
         Error::Config(format!(
-            "the parameters need {:.1} GiB, more than this machine gives: make the model smaller",
-            bytes as f64 / (1u64 << 30) as f64
+            "{what} of {size:.1} GiB is more than this machine gives: make the model smaller"
         ))
     })
 }

@@ -32,6 +32,8 @@ pub const MODEL_TYPE: &str = "weft";
 pub const ARCHITECTURE: &str = "WeftForCausalLM";
 /// Widths (of the residual stream and inside MLPs) above this are refused.
 pub const MAX_WIDTH: usize = 1 << 20;
+/// Integers in the settings of a mixer above this are refused, so that products of two of them do not overflow.
+pub const MAX_SETTING: u64 = 1 << 28;
 /// Models of more parameters than this are refused.
 pub const MAX_PARAMETERS: usize = 1 << 40;
 
@@ -160,6 +162,14 @@ impl Config {
                 "mixers has settings for {name:?}, which no layer uses{}",
                 did_you_mean(name, &mut used)
             ));
+        }
+        for (mixer, settings) in &self.mixers {
+            let above = |v: &Value| v.as_u64().is_some_and(|n| n > MAX_SETTING);
+            if let Some((name, value)) = settings.iter().find(|(_, v)| above(v)) {
+                return wrong(format!(
+                    "mixers.{mixer}.{name} is {value}: use at most {MAX_SETTING}"
+                ));
+            }
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
             let eps = self.rms_norm_eps;
@@ -312,6 +322,10 @@ mod tests {
                 "settings for \"c\", which no layer uses",
             ),
             (json!({"mixers": {"a": 3}}), "\"mixers\" is wrong"),
+            (
+                json!({"mixers": {"a": {"window": u64::MAX}}}),
+                "mixers.a.window is 18446744073709551615",
+            ),
             (json!({"mlp": "swiglo"}), "\"mlp\" is wrong"),
             (json!({"rms_norm_eps": 0.0}), "rms_norm_eps is 0"),
             (json!({"rms_norm_eps": 1e300}), "rms_norm_eps is 1"),

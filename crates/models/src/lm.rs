@@ -106,7 +106,10 @@ impl LanguageModel {
     /// When the config is wrong, or its parameters do not fit into memory.
     pub fn new(config: &Config, seed: u64, device: &Device) -> Result<LanguageModel> {
         let elements: usize = blueprint(config)?.iter().map(Shape::count).sum();
-        check_memory(elements.saturating_mul(config.dtype.size()))?;
+        check_memory(
+            "the parameters",
+            elements.saturating_mul(config.dtype.size()),
+        )?;
         let mut params = Params::new();
         let mut scope = Scope::random(&mut params, seed, config.dtype, device);
         let stack = Stack::new(config, &mut scope)?;
@@ -182,9 +185,16 @@ impl LanguageModel {
     }
 
     /// The state before the first token, for [`LanguageModel::forward`].
+    ///
+    /// # Errors
+    /// When it does not fit into memory.
     pub fn init_state(&self, batch: usize) -> Result<ModelState> {
         let dtype = self.dtype();
-        let layers = self.stack.blocks.iter().map(|b| b.init_state(batch, dtype));
+        let blocks = &self.stack.blocks;
+        let sizes = blocks.iter().map(|b| b.mixer().state_bytes(1, dtype));
+        let bytes = sizes.fold(0usize, usize::saturating_add);
+        check_memory("a state", bytes.saturating_mul(batch))?;
+        let layers = blocks.iter().map(|b| b.init_state(batch, dtype));
         Ok(ModelState::new(layers.collect::<Result<_>>()?))
     }
 

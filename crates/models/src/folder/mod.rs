@@ -61,7 +61,7 @@ pub fn load(dir: &Path, device: &Device) -> Result<LanguageModel> {
     let expected =
         blueprint(&config).map_err(|e| Error::file(dir.join(CONFIG_FILE), e.to_string()))?;
     let weights = shards::Weights::open(dir)?;
-    check_memory(weights.check(&expected)?)?;
+    check_memory("the parameters", weights.check(&expected)?)?;
     let source = |name: &str, _: &[usize]| weights.read(name, device);
     LanguageModel::from_source(&config, &source, device)
 }

@@ -1,8 +1,8 @@
 use serde_json::json;
-use weft_mixers::Call;
+use weft_mixers::{Call, registry};
 use weft_models::blueprint::blueprint;
 use weft_models::{Config, LanguageModel, MlpKind, Run, explain};
-use weft_tensor::{DType, Device, Tensor, no_grad};
+use weft_tensor::{DType, Device, Rng, Tensor, no_grad};
 
 use crate::{close, config, ids, model, run};
 
@@ -220,10 +220,19 @@ fn absurd_models_are_refused_before_anything_is_allocated() {
     (c.vocab_size, c.hidden_size) = (1 << 22, 1 << 20);
     assert!(refuse(&c).contains("more than"), "{}", refuse(&c));
     let mut c = config(DType::F32);
-    let huge = json!({"head_dim": 1u64 << 60});
+    let huge = json!({"num_heads": 1 << 20, "head_dim": 1 << 20});
     c.mixers
         .insert("gdn2".into(), serde_json::from_value(huge).unwrap());
     assert!(refuse(&c).contains("more than"), "{}", refuse(&c));
+    // A window has few parameters and an enormous state.
+    let mut c = config(DType::F32);
+    c.layer_types[1] = "swa".into();
+    let huge = json!({"window": 1 << 28});
+    c.mixers
+        .insert("swa".into(), serde_json::from_value(huge).unwrap());
+    let m = LanguageModel::new(&c, 0, &Device::Cpu).unwrap();
+    let e = m.init_state(1 << 20).unwrap_err().to_string();
+    assert!(e.contains("a state of") && e.contains("GiB"), "{e}");
     let m = model(DType::F32, 0);
     let planned = blueprint(m.config()).unwrap();
     assert_eq!(planned.len(), m.params().len());
@@ -250,4 +259,30 @@ fn explain_names_every_layer_and_adds_up() {
     let json = serde_json::to_value(&e).unwrap();
     assert_eq!(json["layers"][1]["mixer"], "attention");
     assert_eq!(json["dtype"], "f32");
+}
+
+#[test]
+fn every_registered_mixer_can_be_woven_into_a_model() {
+    let names = registry::MIXERS
+        .iter()
+        .map(|e| e.name.to_string())
+        .collect();
+    let c = Config {
+        dtype: DType::F64,
+        ..Config::new(19, 32, names)
+    };
+    let m = LanguageModel::new(&c, 1, &Device::Cpu).unwrap();
+    let ids = Rng::new(2).integers(&[2, 37], 0, 19, &Device::Cpu).unwrap();
+    let whole = run(&m, &ids, &mut m.init_state(2).unwrap());
+    let mut state = m.init_state(2).unwrap();
+    for t in 0..37 {
+        let got = run(&m, &ids.narrow(1, t, 1).unwrap(), &mut state);
+        close(&got, &whole.narrow(1, t, 1).unwrap(), 1e-9);
+    }
+    let loss = m.loss(&ids, &F64).unwrap().mean_all().unwrap();
+    let gradients = loss.backward().unwrap();
+    for p in m.params().iter() {
+        let g = gradients.get(&p.get()).unwrap();
+        assert!(g.all_finite().unwrap(), "{}", p.name());
+    }
 }
