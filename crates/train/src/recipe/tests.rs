@@ -265,7 +265,7 @@ fn wrong_types_ranges_and_contradictions_give_one_sentence() {
         (
             d_model,
             "d_model = 128\nmlp = \"relu\"".into(),
-            "must be one of \"swiglu\", \"gelu\", \"none\", not the text \"relu\"",
+            "must be one of \"swiglu\", \"gelu\", \"gelu_tanh\", not the text \"relu\"",
         ),
         (
             d_model,
