@@ -60,6 +60,7 @@ fn primitives(c: &cuda::Context, d: &Device, dtype: DType, copy: f64) -> Result<
     let block = Rng::new(2).normal(&[256, n], 0.0, 1.0, dtype, d)?;
     let x = block.repeat(&[rows / 256, 1])?;
     let y = x.mul_scalar(0.5)?;
+    let z = x.mul_scalar(0.25)?;
     let w = Tensor::ones(&[n], dtype, d);
     let targets = Rng::new(3).integers(&[rows], 0, n as i64, d)?;
     let ids = Rng::new(4).integers(&[rows], 0, 50_000, d)?;
@@ -88,8 +89,8 @@ fn primitives(c: &cuda::Context, d: &Device, dtype: DType, copy: f64) -> Result<
         ("add", 3.0, Box::new(|| step(x.add(&y)))),
         ("mul by a row", 2.0, Box::new(|| step(x.mul(&w)))),
         (
-            "cast to f32",
-            1.0 + 4.0 / size,
+            "cast f32 <-> bf16",
+            1.0 + if dtype == DType::F32 { 0.5 } else { 2.0 },
             Box::new(|| {
                 step(x.to_dtype(if dtype == DType::F32 {
                     DType::BF16
@@ -138,7 +139,7 @@ fn primitives(c: &cuda::Context, d: &Device, dtype: DType, copy: f64) -> Result<
         (
             "silu_mul back",
             5.0,
-            Box::new(|| backward(&gated, &[&lx, &ly], &y)),
+            Box::new(|| backward(&gated, &[&lx, &ly], &z)),
         ),
         (
             "cross_entropy",

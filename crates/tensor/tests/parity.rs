@@ -45,7 +45,8 @@ fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => 1e-12,
         DType::F32 => 5e-6,
-        _ => 1e-2,
+        DType::BF16 => 1e-2,
+        DType::I64 | DType::U8 => 0.0,
     }
 }
 
@@ -258,7 +259,6 @@ fn conversions() {
         f64::INFINITY,
         f64::NEG_INFINITY,
         1.0 + 2f64.powi(-8),
-        1.0 + 2f64.powi(-8) + 2f64.powi(-40),
         1e-40,
         16_777_217.0,
     ];
@@ -276,12 +276,16 @@ fn conversions() {
             assert!(same, "{from} to {to}: {got:?}, CPU {want:?}");
         }
     }
+    // Just above a tie: rounded once, it goes up.
+    let above = Tensor::scalar(1.0 + 2f64.powi(-8) + 2f64.powi(-40), &d).unwrap();
+    let rounded = above.to_dtype(DType::BF16).unwrap();
+    assert_eq!(rounded.item_f64().unwrap(), 1.0 + 2f64.powi(-7));
 }
 
 #[test]
 fn reductions_and_scans() {
     let Some(d) = gpu() else { return };
-    let shapes: [(&[usize], isize); 12] = [
+    let shapes: [(&[usize], isize); 15] = [
         (&[1, 1_000_003], 1),
         (&[3, 20_000], 1),
         (&[70_001, 5], 1),
@@ -294,10 +298,22 @@ fn reductions_and_scans() {
         (&[33, 4096], 1),
         (&[4, 1, 7], 1),
         (&[4, 0, 7], 1),
+        (&[1, 5000, 256], 1),
+        (&[3, 40_000, 8], 1),
+        (&[2, 300, 1028], 1),
     ];
     for (shape, axis) in shapes {
+        // Against f64 on the CPU, rounded once: a running f32 sum over a million elements on the CPU is the worse
+        // of the two.
         let run = |what: &str, f: &dyn Fn(&Tensor) -> Result<Tensor>| {
-            compare(what, &d, &[shape], FLOATS, |x| f(&x[0]));
+            for &dtype in FLOATS {
+                let x = Rng::new(7).normal(shape, 0.0, 1.0, DType::F64, &CPU);
+                let x = x.unwrap().to_dtype(dtype).unwrap();
+                let got = f(&x.to_device(&d).unwrap()).unwrap();
+                let want = f(&x.to_dtype(DType::F64).unwrap()).unwrap();
+                let want = want.to_dtype(got.dtype()).unwrap();
+                assert_near(&format!("{what} {shape:?} axis {axis}"), &got, &want);
+            }
         };
         run("sum", &|x| x.sum(&[axis], false));
         if shape[axis as usize] > 0 {
@@ -620,30 +636,6 @@ fn transfers_and_errors() {
             .contains("to_device")
     );
     assert!(Device::cuda(15).is_err() && Device::cuda(99).is_err());
-}
-
-#[test]
-fn a_bad_index_is_an_error_at_the_next_wait() {
-    // In a process of its own where another test may wait in between: here the message is enough.
-    let Some(d) = gpu() else { return };
-    let x = Tensor::ones(&[4, 3], DType::F32, &d);
-    for bad in [-1i64, 4, i64::MAX] {
-        let at = Tensor::from_vec(vec![0, bad, 1], &[3], &d).unwrap();
-        let y = x.index_select(0, &at).unwrap();
-        match y.to_vec::<f32>() {
-            Err(Error::Index {
-                op,
-                index,
-                position,
-                size,
-                ..
-            }) => {
-                assert_eq!((op, index, position, size), ("index_select", bad, 1, 4));
-            }
-            other => panic!("{bad}: {other:?}"),
-        }
-        assert_eq!(x.sum_all().unwrap().item::<f32>().unwrap(), 12.0);
-    }
 }
 
 #[test]

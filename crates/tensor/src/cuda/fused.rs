@@ -5,6 +5,7 @@ use super::reduce::sum_parts;
 use super::storage::{CudaStorage, View, common, computing, need, need_float};
 use super::variant::{Family, Type, Variant};
 use crate::cpu::fused::short_conv::Dims;
+use crate::dtype::DType;
 use crate::error::{Result, shape_error};
 
 /// Whether rows of d elements at these addresses can be read 16 bytes at a time.
@@ -147,9 +148,21 @@ pub fn silu_mul_backward(
 /// Steps of time that a thread walks.
 const STEPS: u64 = 64;
 
-fn conv(dtype: crate::DType, d: Dims) -> Result<Variant> {
+/// Channels that a thread walks: 8 bytes of them if all rows at these addresses are aligned to that.
+fn channels(dtype: DType, d: Dims, addresses: &[u64]) -> u32 {
+    let several = (8 / dtype.size()) as u32;
+    let aligned = addresses.iter().all(|a| a.is_multiple_of(8));
+    if aligned && d.channels.is_multiple_of(several as usize) {
+        several
+    } else {
+        1
+    }
+}
+
+fn conv(dtype: DType, d: Dims, channels: u32) -> Result<Variant> {
+    let v = Variant::new(Family::ShortConv, dtype).vector(channels);
     match u8::try_from(d.taps) {
-        Ok(k) => Ok(Variant::new(Family::ShortConv, dtype).taps(u32::from(k))),
+        Ok(k) => Ok(v.taps(u32::from(k))),
         Err(_) => shape_error(
             "conv1d_silu",
             format!("{} taps; the GPU takes up to 255", d.taps),
@@ -165,9 +178,10 @@ pub fn conv1d_silu((x, lx): View, (w, lw): View, d: Dims) -> Result<CudaStorage>
     let c = common(OP, &[x, w])?;
     let y = CudaStorage::new(OP, c, x.dtype, d.batch * d.tokens * d.channels)?;
     let (to, from, weight) = (y.start(OP)?, x.at(OP, lx)?, w.at(OP, lw)?);
+    let several = channels(x.dtype, d, &[from]);
+    let v = conv(x.dtype, d, several)?;
     let [batch, tokens, channels] = [d.batch, d.tokens, d.channels].map(|n| n as u64);
-    let grid = Grid::threads(batch * tokens.div_ceil(STEPS) * channels);
-    let v = conv(x.dtype, d)?;
+    let grid = Grid::threads(batch * tokens.div_ceil(STEPS) * channels / v.per_access());
     c.launch(
         OP,
         v,
@@ -195,9 +209,10 @@ pub fn conv1d_silu_backward(
     let parts = CudaStorage::new(OP, c, computing(x.dtype), pieces * width)?;
     let (to, parts_at) = (dx.start(OP)?, parts.start(OP)?);
     let (from, weight, gradient) = (x.at(OP, lx)?, w.at(OP, lw)?, g.at(OP, lg)?);
+    let several = channels(x.dtype, d, &[from, gradient]);
+    let v = conv(x.dtype, d, several)?;
     let [batch, tokens, channels] = [d.batch, d.tokens, d.channels].map(|n| n as u64);
-    let grid = Grid::threads(pieces as u64 * channels);
-    let v = conv(x.dtype, d)?;
+    let grid = Grid::threads(pieces as u64 * channels / v.per_access());
     let arguments: [&dyn super::modules::Argument; 8] = [
         &to, &parts_at, &from, &weight, &gradient, &batch, &tokens, &channels,
     ];

@@ -1,6 +1,6 @@
 //! Reductions, scans and softmax on the GPU. How an axis is cut into parts depends on the shape alone.
 
-use super::modules::Grid;
+use super::modules::{Argument, Grid};
 use super::storage::{CudaStorage, View, computing, need_float};
 use super::variant::{Family, Type, Variant};
 use crate::cpu::{ReduceOp, ScanOp};
@@ -15,11 +15,11 @@ fn numbers(dims: [usize; 3]) -> [u64; 3] {
 }
 
 /// One launch over [outer, n, inner] into [outer, parts, inner]. `names` are the kernels for rows by 8, 32 and
-/// 256 threads, and for columns; `x` is what they read.
+/// 256 threads, for columns, and for several columns a thread; `x` is what they read.
 fn pass(
     op: &'static str,
     v: Variant,
-    names: [&'static str; 4],
+    names: [&'static str; 5],
     (to, from): (u64, u64),
     dims: [usize; 3],
     parts: u64,
@@ -28,14 +28,17 @@ fn pass(
     let [outer, n, inner] = numbers(dims);
     let c = x.context()?;
     if inner > 1 {
-        let grid = Grid::tiles(outer * parts * inner.div_ceil(32));
-        return c.launch(
-            op,
-            v,
-            names[3],
-            grid,
-            &[&to, &from, &outer, &n, &inner, &parts],
-        );
+        let several = if x.dtype.size() == 8 { 2 } else { 4 };
+        let aligned = from.is_multiple_of(several * x.dtype.size() as u64);
+        let wide = !names[4].is_empty() && aligned && inner.is_multiple_of(several);
+        let (name, strip) = if wide {
+            (names[4], 32 * several)
+        } else {
+            (names[3], 32)
+        };
+        let grid = Grid::tiles(outer * parts * inner.div_ceil(strip));
+        let arguments: [&dyn Argument; 6] = [&to, &from, &outer, &n, &inner, &parts];
+        return c.launch(op, v, name, grid, &arguments);
     }
     let vector = u64::from(Type::from(x.dtype).vector());
     let aligned = u32::from(from.is_multiple_of(16) && n.is_multiple_of(vector));
@@ -54,32 +57,42 @@ fn pass(
     )
 }
 
-const SUM: [&str; 4] = ["sum_rows8", "sum_rows32", "sum_rows256", "sum_columns"];
-const SUM_FIRST: [&str; 4] = [
+const SUM: [&str; 5] = [
+    "sum_rows8",
+    "sum_rows32",
+    "sum_rows256",
+    "sum_columns",
+    "sum_wide",
+];
+const SUM_FIRST: [&str; 5] = [
     "sum_first_rows8",
     "sum_first_rows32",
     "sum_first_rows256",
     "sum_first_columns",
+    "sum_first_wide",
 ];
-const SUM_SECOND: [&str; 4] = [
+const SUM_SECOND: [&str; 5] = [
     "sum_second_rows8",
     "sum_second_rows32",
     "sum_second_rows256",
     "sum_second_columns",
+    "sum_second_wide",
 ];
-const MAX: [&str; 4] = ["max_rows8", "max_rows32", "max_rows256", "max_columns"];
-const MIN: [&str; 4] = ["min_rows8", "min_rows32", "min_rows256", "min_columns"];
-const ARGMAX: [&str; 4] = [
+const MAX: [&str; 5] = ["max_rows8", "max_rows32", "max_rows256", "max_columns", ""];
+const MIN: [&str; 5] = ["min_rows8", "min_rows32", "min_rows256", "min_columns", ""];
+const ARGMAX: [&str; 5] = [
     "argmax_rows8",
     "argmax_rows32",
     "argmax_rows256",
     "argmax_columns",
+    "",
 ];
-const ARGMIN: [&str; 4] = [
+const ARGMIN: [&str; 5] = [
     "argmin_rows8",
     "argmin_rows32",
     "argmin_rows256",
     "argmin_columns",
+    "",
 ];
 
 /// Sum partial results [outer, parts, inner] in the computing type to `dtype`.
@@ -99,7 +112,7 @@ pub(super) fn sum_parts(
 /// Parts that give the GPU enough to do when there are few rows or columns.
 fn parts_for([outer, n, inner]: [u64; 3]) -> u64 {
     let (blocks, least) = if inner > 1 {
-        (outer * inner.div_ceil(32), 128)
+        (outer * inner.div_ceil(128), 128)
     } else {
         (outer, 8192)
     };
@@ -179,7 +192,7 @@ pub fn scan(
     }
     let [outer, n, inner] = numbers(dims);
     let parts = if inner > 1 {
-        (MANY * 64 / (outer * inner)).min(n / 64)
+        (MANY * 256 / (outer * inner)).min(n / 32)
     } else {
         (MANY / 2 / outer).min(n / 4096)
     }

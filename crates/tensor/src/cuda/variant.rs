@@ -301,9 +301,13 @@ pub(super) fn every() -> Vec<Variant> {
                     ..Variant::new(e.family, t)
                 };
                 let mut some = match e.family {
-                    Family::ShortConv => (2..=4).map(|k| plain.taps(k)).collect(),
+                    Family::ShortConv => (2..=4)
+                        .flat_map(|k| [1, (8 / t.size()) as u32].map(|v| plain.taps(k).vector(v)))
+                        .collect(),
                     _ => vec![plain],
                 };
+                // f64 has the same filter for one channel and for several.
+                some.dedup();
                 if e.vectors && widest > 1 {
                     some.push(plain.vector(1));
                 }

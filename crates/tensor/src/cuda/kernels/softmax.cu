@@ -17,29 +17,20 @@ __device__ inline Pair merge(Pair a, Pair b) {
     return c;
 }
 
-__device__ inline void take(Pair& a, M v) {
-    if (v > a.m) {
-        a.s = a.s * m_exp(a.m - v) + (M)1;
-        a.m = v;
-    } else if (!(v == negative_infinity<M>())) {
-        a.s += m_exp(v - a.m);
-    }
-}
-
-// f(i, value) over a row by W threads, 16 bytes at a time where `aligned`.
-template <int W, class F> __device__ inline void each(const T* row, u64 n, u32 lane, u32 aligned, F f) {
-    if (aligned) {
-        for (u64 i = lane * V; i < n; i += W * V) {
-            Vec<T, V> t = *(const Vec<T, V>*)(row + i);
+// N more values: one comparison of maxima, then sums of exponentials that do not wait for each other.
+template <int N> __device__ inline void take(Pair& a, const M (&v)[N]) {
+    M m = a.m;
 #pragma unroll
-            for (int k = 0; k < V; k++) f(i + k, up(t.v[k]));
-        }
-    } else {
-        for (u64 i = lane; i < n; i += W) f(i, up(row[i]));
-    }
+    for (int k = 0; k < N; k++) m = v[k] > m ? v[k] : m;
+    if (m == negative_infinity<M>()) return;
+    M s = a.s * Fast<T>::exp(a.m - m);
+#pragma unroll
+    for (int k = 0; k < N; k++) s += Fast<T>::exp(v[k] - m);
+    a.m = m;
+    a.s = s;
 }
 
-// y = f(i, value) likewise.
+// y = f(i, value) over a row by W threads, 16 bytes at a time where `aligned`.
 template <int W, class F>
 __device__ inline void map_row(T* y, const T* row, u64 n, u32 lane, u32 aligned, F f) {
     if (aligned) {
@@ -58,7 +49,20 @@ template <int W> __device__ inline Pair statistics(const T* row, u64 n, u32 lane
     Pair a;
     a.m = negative_infinity<M>();
     a.s = 0;
-    if (active) each<W>(row, n, lane, aligned, [&](u64, M v) { take(a, v); });
+    if (active && aligned) {
+        for (u64 i = lane * V; i < n; i += W * V) {
+            Vec<T, V> t = *(const Vec<T, V>*)(row + i);
+            M v[V];
+#pragma unroll
+            for (int k = 0; k < V; k++) v[k] = up(t.v[k]);
+            take(a, v);
+        }
+    } else if (active) {
+        for (u64 i = lane; i < n; i += W) {
+            M v[1] = {up(row[i])};
+            take(a, v);
+        }
+    }
     return combine<W>(a, merge);
 }
 
@@ -78,7 +82,7 @@ template <int W> __device__ inline void softmax(T* y, const T* x, u64 rows, u64 
             map_row<W>(y + r * n, x + r * n, n, lane, aligned, [=](u64, M v) { return v - shift; });
         } else {
             M scale = a.s == 0 ? (M)0 : (M)1 / a.s, m = a.s == 0 ? (M)0 : a.m;
-            map_row<W>(y + r * n, x + r * n, n, lane, aligned, [=](u64, M v) { return m_exp(v - m) * scale; });
+            map_row<W>(y + r * n, x + r * n, n, lane, aligned, [=](u64, M v) { return Fast<T>::exp(v - m) * scale; });
         }
     }
 }

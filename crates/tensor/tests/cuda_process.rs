@@ -1,7 +1,8 @@
-//! The GPU's allocator. A process of its own, since its counters belong to the whole GPU.
+//! What belongs to a GPU as a whole: its allocator's counters and the index errors that the next wait reports.
+//! One test in a process of its own, so that nothing else counts or waits in between.
 
 use weft_tensor::cuda::memory::{reset_peak, trim, usage};
-use weft_tensor::{DType, Device, Rng, Tensor};
+use weft_tensor::{DType, Device, Error, Result, Rng, Tensor};
 
 fn step(x: &Tensor, w: &Tensor) -> Vec<f32> {
     let w = w.requires_grad().unwrap();
@@ -62,13 +63,41 @@ fn out_of_memory_is_an_error_and_the_process_goes_on(d: &Device) {
     );
 }
 
+fn a_bad_index_is_an_error_at_the_next_wait(d: &Device) {
+    let x = Tensor::ones(&[4, 3], DType::F32, d);
+    for bad in [-1i64, 4, i64::MAX] {
+        let at = Tensor::from_vec(vec![0, bad, 1], &[3], d).unwrap();
+        let ones = |shape: &[usize]| Tensor::ones(shape, DType::F32, d);
+        let wide = || at.unsqueeze(0)?.broadcast_to(&[3, 3]);
+        type Run<'a> = &'a dyn Fn() -> Result<Tensor>;
+        let operations: [(&str, Run); 4] = [
+            ("index_select", &|| x.index_select(0, &at)),
+            ("scatter_add", &|| x.index_add(0, &at, &ones(&[3, 3]))),
+            ("gather", &|| x.transpose(0, 1)?.gather(1, &wide()?)),
+            ("cross_entropy", &|| ones(&[3, 4]).cross_entropy(&at)),
+        ];
+        for (name, run) in operations {
+            match run().unwrap().to_vec::<f32>() {
+                Err(Error::Index {
+                    op, index, size, ..
+                }) => assert_eq!((op, index, size), (name, bad, 4)),
+                // -1 is the target that is ignored.
+                Ok(_) if name == "cross_entropy" && bad == -1 => {}
+                other => panic!("{name} {bad}: {other:?}"),
+            }
+            assert_eq!(x.sum_all().unwrap().item::<f32>().unwrap(), 12.0);
+        }
+    }
+}
+
 #[test]
-fn the_allocator_reuses_reports_and_recovers() {
+fn the_allocator_recovers_and_bad_indices_are_reported() {
     let d = match Device::cuda(0) {
         Ok(d) => d,
         Err(e) if std::env::var("WEFT_REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),
         Err(e) => return eprintln!("skipped: {e}"),
     };
+    a_bad_index_is_an_error_at_the_next_wait(&d);
     a_steady_state_asks_nothing_of_the_driver(&d);
     out_of_memory_is_an_error_and_the_process_goes_on(&d);
 }
