@@ -1,6 +1,9 @@
 //! What belongs to a GPU as a whole: its allocator's counters and the index errors that the next wait reports.
 //! One test in a process of its own, so that nothing else counts or waits in between.
 
+mod common;
+
+use common::device::gpu;
 use weft_tensor::cuda::memory::{reset_peak, trim, usage};
 use weft_tensor::{DType, Device, Error, Result, Rng, Tensor};
 
@@ -92,11 +95,7 @@ fn a_bad_index_is_an_error_at_the_next_wait(d: &Device) {
 
 #[test]
 fn the_allocator_recovers_and_bad_indices_are_reported() {
-    let d = match Device::cuda(0) {
-        Ok(d) => d,
-        Err(e) if std::env::var("WEFT_REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),
-        Err(e) => return eprintln!("skipped: {e}"),
-    };
+    let Some(d) = gpu() else { return };
     a_bad_index_is_an_error_at_the_next_wait(&d);
     a_steady_state_asks_nothing_of_the_driver(&d);
     out_of_memory_is_an_error_and_the_process_goes_on(&d);

@@ -6,16 +6,16 @@
 
 mod blas;
 mod context;
-pub mod elementwise;
+pub(crate) mod elementwise;
 mod fault;
-pub mod fused;
-pub mod index;
-pub mod linalg;
+pub(crate) mod fused;
+pub(crate) mod index;
+pub(crate) mod linalg;
 mod loader;
 pub mod memory;
 mod modules;
 mod nvrtc;
-pub mod reduce;
+pub(crate) mod reduce;
 mod storage;
 pub mod timing;
 mod transfer;

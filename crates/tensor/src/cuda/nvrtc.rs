@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString};
 use std::path::PathBuf;
 
 use cudarc::nvrtc::sys;
+use rayon::prelude::*;
 
 use super::loader::{self, Lib};
 use super::variant::{Variant, every};
@@ -196,25 +197,20 @@ pub fn check(archs: &[&str]) -> Result<Vec<Checked>> {
     if let Err(reason) = version() {
         return device_error(OP, reason);
     }
+    let all = every();
     let mut done = vec![];
     for &arch in archs {
-        let mut found = Checked {
+        let bytes = all.par_iter().map(|v| {
+            let image = compile(v.source_name(), &v.source(), arch);
+            image
+                .map(|i| i.len())
+                .or_else(|log| device_error(OP, format!("'{}' for {arch}: {log}", v.describe())))
+        });
+        done.push(Checked {
             arch: arch.to_string(),
-            modules: 0,
-            bytes: 0,
-        };
-        for v in every() {
-            match compile(v.source_name(), &v.source(), arch) {
-                Ok(image) => {
-                    found.modules += 1;
-                    found.bytes += image.len();
-                }
-                Err(log) => {
-                    return device_error(OP, format!("'{}' for {arch}: {log}", v.describe()));
-                }
-            }
-        }
-        done.push(found);
+            modules: all.len(),
+            bytes: bytes.try_reduce(|| 0, |a, b| Ok(a + b))?,
+        });
     }
     Ok(done)
 }

@@ -247,9 +247,9 @@ pub fn scan(
     Ok((y, at))
 }
 
-/// Threads per row, and the grid for rows of n.
-fn row_grid(rows: usize, n: usize) -> (bool, Grid) {
-    let narrow = n <= 1024;
+/// Whether a warp serves a row (else a block of 256 threads), and the grid.
+fn row_grid(dtype: DType, rows: usize, n: usize) -> (bool, Grid) {
+    let narrow = n * dtype.size() <= 8192;
     let per_block = if narrow { 8 } else { 1 };
     (narrow, Grid::blocks((rows as u64).div_ceil(per_block), 256))
 }
@@ -269,7 +269,7 @@ pub fn softmax((x, lx): View, rows: usize, n: usize, log: bool) -> Result<CudaSt
         return Ok(y);
     }
     let (to, from) = (y.start(op)?, x.at(op, lx)?);
-    let (narrow, grid) = row_grid(rows, n);
+    let (narrow, grid) = row_grid(x.dtype, rows, n);
     let aligned = row_alignment(x.dtype.into(), n, &[from]);
     let v = Variant::new(Family::Softmax, x.dtype);
     let name = if narrow { "softmax32" } else { "softmax256" };
@@ -285,7 +285,7 @@ pub fn logsumexp((x, lx): View, rows: usize, n: usize) -> Result<CudaStorage> {
     let c = x.context()?;
     let y = CudaStorage::new(OP, c, x.dtype, rows)?;
     let (to, from) = (y.start(OP)?, x.at(OP, lx)?);
-    let (narrow, grid) = row_grid(rows, n);
+    let (narrow, grid) = row_grid(x.dtype, rows, n);
     let aligned = row_alignment(x.dtype.into(), n, &[from]);
     let v = Variant::new(Family::Softmax, x.dtype);
     let name = if narrow {
@@ -313,7 +313,7 @@ pub fn cross_entropy((x, lx): View, (t, lt): View, n: usize) -> Result<[CudaStor
         x.at(OP, lx)?,
         t.at(OP, lt)?,
     );
-    let (narrow, grid) = row_grid(rows, n);
+    let (narrow, grid) = row_grid(x.dtype, rows, n);
     let aligned = row_alignment(x.dtype.into(), n, &[from]);
     let v = Variant::new(Family::Softmax, x.dtype);
     let name = if narrow {
@@ -347,7 +347,7 @@ pub fn cross_entropy_backward(
     let dx = CudaStorage::new(OP, c, x.dtype, rows * n)?;
     let (to, from) = (dx.start(OP)?, x.at(OP, lx)?);
     let (lse_at, g_at, targets) = (lse.start(OP)?, g.at(OP, lg)?, t.at(OP, lt)?);
-    let (narrow, grid) = row_grid(rows, n);
+    let (narrow, grid) = row_grid(x.dtype, rows, n);
     let aligned = row_alignment(x.dtype.into(), n, &[from]);
     let v = Variant::new(Family::Softmax, x.dtype);
     let name = if narrow {

@@ -2,6 +2,8 @@
 //! more line. Not every test uses every item.
 #![allow(dead_code)]
 
+pub mod device;
+
 use weft_tensor::{DType, Device, Result, Rng, Tensor, grad};
 
 pub const CPU: Device = Device::Cpu;

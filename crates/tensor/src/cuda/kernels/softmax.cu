@@ -3,31 +3,29 @@
 
 typedef Computing<T>::type M;
 
+// The maximum of some values and the sum of e^(v - maximum).
 struct Pair {
     M m, s;
 };
 
-__device__ inline Pair merge(Pair a, Pair b) {
-    if (b.m == negative_infinity<M>() && b.s == 0) return a;
-    if (a.m == negative_infinity<M>() && a.s == 0) return b;
-    Pair c;
-    c.m = a.m > b.m ? a.m : b.m;
-    // A NaN in either maximum or sum survives.
-    c.s = a.s * m_exp(a.m - c.m) + b.s * m_exp(b.m - c.m);
-    return c;
-}
-
-// N more values: one comparison of maxima, then sums of exponentials that do not wait for each other.
+// N more values: one comparison of maxima, then exponentials that do not wait for each other.
 template <int N> __device__ inline void take(Pair& a, const M (&v)[N]) {
     M m = a.m;
 #pragma unroll
     for (int k = 0; k < N; k++) m = v[k] > m ? v[k] : m;
-    if (m == negative_infinity<M>()) return;
-    M s = a.s * Fast<T>::exp(a.m - m);
+    if (m == negative_infinity<M>()) {
+        // Nothing but -infinity so far, or NaN, which must not be lost.
 #pragma unroll
-    for (int k = 0; k < N; k++) s += Fast<T>::exp(v[k] - m);
-    a.m = m;
-    a.s = s;
+        for (int k = 0; k < N; k++)
+            if (v[k] != v[k]) a.s = v[k];
+        return;
+    }
+    if (m > a.m) {
+        a.s *= Fast<T>::exp(a.m - m);
+        a.m = m;
+    }
+#pragma unroll
+    for (int k = 0; k < N; k++) a.s += Fast<T>::exp(v[k] - m);
 }
 
 // y = f(i, value) over a row by W threads, 16 bytes at a time where `aligned`.
@@ -63,7 +61,12 @@ template <int W> __device__ inline Pair statistics(const T* row, u64 n, u32 lane
             take(a, v);
         }
     }
-    return combine<W>(a, merge);
+    // First the row's maximum, so that each thread rescales its sum once.
+    Pair whole;
+    whole.m = combine<W>(a.m, [](M p, M q) { return p > q ? p : q; });
+    if (a.m < whole.m) a.s *= m_exp(a.m - whole.m);
+    whole.s = combine<W>(a.s, [](M p, M q) { return p + q; });
+    return whole;
 }
 
 #define ROW_LOOP(W)                                                                     \
