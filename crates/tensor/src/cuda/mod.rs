@@ -2,7 +2,7 @@
 //! when a GPU is first asked for; kernels are embedded as source and compiled for the GPU that is there.
 //!
 //! One stream per GPU: operations run in the order they are called, and memory is reused in that order
-//! ([`memory`]). Errors name the operation; index errors come out at the next wait ([`fault`]).
+//! ([`memory`]). Errors name the operation; index errors come out at the next wait (`fault`).
 
 mod blas;
 mod context;
