@@ -38,6 +38,14 @@ pub enum Error {
         /// The size of that axis.
         size: usize,
     },
+    /// What a GPU, its driver or its libraries could not do.
+    #[error("{op}: {detail}")]
+    Device {
+        /// The operation, as the method is called.
+        op: &'static str,
+        /// What happened, and what helps.
+        detail: String,
+    },
     /// A gradient that cannot be computed.
     #[error("grad: {0}")]
     Gradient(String),

@@ -115,7 +115,8 @@ impl Layout {
 /// A walk over N strided operands of one shape: axes of size 1 dropped, neighbouring axes merged where all
 /// operands allow it. The last axis is the inner loop; the others are numbered by one row index.
 pub struct Walk<const N: usize> {
-    outer: Vec<(usize, [usize; N])>,
+    /// The other axes, from the slowest: size, and the operands' strides.
+    pub(crate) outer: Vec<(usize, [usize; N])>,
     base: [usize; N],
     /// Length of the inner loop.
     pub inner: usize,

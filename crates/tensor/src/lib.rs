@@ -5,6 +5,7 @@
 //! [`storage::Storage`] with a way back written in the same operations; fused ones bring their own.
 
 pub mod cpu;
+pub mod cuda;
 pub mod layout;
 pub mod memory;
 pub mod ops;

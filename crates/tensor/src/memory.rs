@@ -62,6 +62,11 @@ pub fn poison(on: bool) {
     POISON.store(on, Relaxed);
 }
 
+/// Whether new buffers are to be filled with NaN, on any device.
+pub(crate) fn poisoned() -> bool {
+    POISON.load(Relaxed)
+}
+
 /// Size classes in steps of an eighth of a power of two: at most 12.5% of a block is unused.
 fn class(lines: usize) -> usize {
     if lines < POOLED {

@@ -4,8 +4,9 @@
 use half::bf16;
 
 use crate::cpu::{self, BinaryOp, CompareOp, ReduceOp, ScanOp, UnaryOp};
+use crate::cuda::{self, CudaStorage};
 use crate::dtype::{DType, Element};
-use crate::error::{Result, dtype_error};
+use crate::error::{Error, Result, dtype_error};
 use crate::layout::Layout;
 use crate::memory::Buffer;
 
@@ -16,12 +17,36 @@ pub enum Device {
     /// The host's memory and cores.
     #[default]
     Cpu,
+    /// An NVIDIA GPU, by its number.
+    Cuda(usize),
+}
+
+impl Device {
+    /// The GPU of that number, opened; one sentence if there is none.
+    pub fn cuda(ordinal: usize) -> Result<Device> {
+        cuda::context(ordinal)?;
+        Ok(Device::Cuda(ordinal))
+    }
+
+    /// The first GPU if there is one, else the CPU.
+    pub fn best() -> Device {
+        Device::cuda(0).unwrap_or(Device::Cpu)
+    }
+
+    /// Wait for everything that was sent to the device. Errors that a GPU met on the way come out here.
+    pub fn synchronize(&self) -> Result<()> {
+        match self {
+            Device::Cpu => Ok(()),
+            Device::Cuda(i) => cuda::context(*i)?.synchronize("synchronize"),
+        }
+    }
 }
 
 impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(i) => write!(f, "cuda:{i}"),
         }
     }
 }
@@ -104,16 +129,47 @@ impl CpuStorage {
 pub enum Storage {
     /// In host memory.
     Cpu(CpuStorage),
+    /// In a GPU's memory.
+    Cuda(CudaStorage),
 }
 
 /// A storage together with the layout that an operand has in it.
 pub type Operand<'a> = (&'a Storage, &'a Layout);
+
+/// Operands on different devices.
+pub(crate) fn devices_differ<T>(op: &'static str, operands: &[&Storage]) -> Result<T> {
+    let names: Vec<String> = operands.iter().map(|s| s.device().to_string()).collect();
+    Err(Error::Device {
+        op,
+        detail: format!(
+            "operands live on {}; move them to one device with to_device",
+            names.join(" and ")
+        ),
+    })
+}
+
+/// Send a primitive to the device of its operands: `dispatch!(op, (x, y) => cpu result, cuda result)`, where
+/// both sides see the operands' storages under the names they came with.
+macro_rules! dispatch {
+    ($op:expr, ($($x:ident),+) => $cpu:expr, $cuda:expr) => {
+        match ($($x),+) {
+            #[allow(unused_parens)]
+            ($(Storage::Cpu($x)),+) => $cpu,
+            #[allow(unused_parens)]
+            ($(Storage::Cuda($x)),+) => $cuda,
+            #[allow(unreachable_patterns)]
+            _ => $crate::storage::devices_differ($op, &[$($x),+]),
+        }
+    };
+}
+pub(crate) use dispatch;
 
 impl Storage {
     /// The device it lives on.
     pub fn device(&self) -> Device {
         match self {
             Storage::Cpu(_) => Device::Cpu,
+            Storage::Cuda(s) => Device::Cuda(s.ordinal),
         }
     }
 
@@ -121,6 +177,7 @@ impl Storage {
     pub fn dtype(&self) -> DType {
         match self {
             Storage::Cpu(s) => s.dtype(),
+            Storage::Cuda(s) => s.dtype,
         }
     }
 
@@ -128,6 +185,7 @@ impl Storage {
     pub fn cpu(&self) -> Option<&CpuStorage> {
         match self {
             Storage::Cpu(s) => Some(s),
+            Storage::Cuda(_) => None,
         }
     }
 
@@ -135,112 +193,132 @@ impl Storage {
     pub fn cpu_mut(&mut self) -> Option<&mut CpuStorage> {
         match self {
             Storage::Cpu(s) => Some(s),
+            Storage::Cuda(_) => None,
         }
     }
 
-    /// `count` copies of a value.
+    /// `count` copies of a value. Where a GPU has no memory for them, the first use of the result says so.
     pub fn full(device: Device, dtype: DType, count: usize, value: f64) -> Storage {
         match device {
             Device::Cpu => Storage::Cpu(cpu::copy::full(dtype, count, value)),
+            Device::Cuda(i) => Storage::Cuda(cuda::elementwise::full(i, dtype, count, value)),
         }
     }
 
     /// A row-major copy.
-    pub fn copy((x, lx): Operand) -> Storage {
-        match x {
+    pub fn copy((x, lx): Operand) -> Result<Storage> {
+        Ok(match x {
             Storage::Cpu(x) => Storage::Cpu(cpu::copy::contiguous(x, lx)),
+            Storage::Cuda(x) => Storage::Cuda(cuda::elementwise::contiguous((x, lx))?),
+        })
+    }
+
+    /// A row-major copy on a device.
+    pub fn copy_to((x, lx): Operand, device: Device) -> Result<Storage> {
+        match (x, device) {
+            (Storage::Cpu(x), Device::Cuda(i)) => {
+                let packed = cpu::copy::contiguous(x, lx);
+                Ok(Storage::Cuda(CudaStorage::upload(i, &packed)?))
+            }
+            (Storage::Cuda(x), Device::Cpu) => {
+                let packed = cuda::elementwise::contiguous((x, lx))?;
+                Ok(Storage::Cpu(packed.to_host()?))
+            }
+            (Storage::Cuda(s), Device::Cuda(i)) if s.ordinal != i => {
+                let host = Storage::copy_to((x, lx), Device::Cpu)?;
+                Storage::copy_to((&host, &Layout::contiguous(&lx.shape)), device)
+            }
+            _ => Storage::copy((x, lx)),
         }
     }
 
     /// A row-major copy in another element type.
-    pub fn cast((x, lx): Operand, dtype: DType) -> Storage {
-        match x {
+    pub fn cast((x, lx): Operand, dtype: DType) -> Result<Storage> {
+        Ok(match x {
             Storage::Cpu(x) => Storage::Cpu(cpu::copy::cast(x, lx, dtype)),
-        }
+            Storage::Cuda(x) => Storage::Cuda(cuda::elementwise::cast((x, lx), dtype)?),
+        })
     }
 
     /// Copy operands one after another along an axis.
     pub fn cat(parts: &[Operand], axis: usize) -> Result<Storage> {
-        let cpu: Vec<_> = parts
-            .iter()
-            .map(|(s, l)| match s {
-                Storage::Cpu(s) => (s, *l),
-            })
-            .collect();
-        Ok(Storage::Cpu(cpu::copy::cat(&cpu, axis)?))
+        let cpu: Option<Vec<_>> = parts.iter().map(|(s, l)| Some((s.cpu()?, *l))).collect();
+        if let Some(parts) = cpu {
+            return Ok(Storage::Cpu(cpu::copy::cat(&parts, axis)?));
+        }
+        let cuda = parts.iter().map(|(s, l)| match s {
+            Storage::Cuda(s) => Some((s, *l)),
+            Storage::Cpu(_) => None,
+        });
+        match cuda.collect::<Option<Vec<_>>>() {
+            Some(parts) => Ok(Storage::Cuda(cuda::elementwise::cat(&parts, axis)?)),
+            None => devices_differ("cat", &parts.iter().map(|p| p.0).collect::<Vec<_>>()),
+        }
     }
 
     /// Elementwise function of one operand (floats; neg, abs, sign and square also of i64).
     pub fn unary(op: UnaryOp, (x, lx): Operand) -> Result<Storage> {
-        match x {
-            Storage::Cpu(x) => Ok(Storage::Cpu(cpu::elementwise::unary(op, x, lx)?)),
-        }
+        dispatch!("elementwise function", (x) =>
+            Ok(Storage::Cpu(cpu::elementwise::unary(op, x, lx)?)),
+            Ok(Storage::Cuda(cuda::elementwise::unary(op, (x, lx))?)))
     }
 
     /// Elementwise `x * scale + shift`.
     pub fn affine((x, lx): Operand, scale: f64, shift: f64) -> Result<Storage> {
-        match x {
-            Storage::Cpu(x) => Ok(Storage::Cpu(cpu::elementwise::affine(x, lx, scale, shift)?)),
-        }
+        dispatch!("affine", (x) =>
+            Ok(Storage::Cpu(cpu::elementwise::affine(x, lx, scale, shift)?)),
+            Ok(Storage::Cuda(cuda::elementwise::affine((x, lx), scale, shift)?)))
     }
 
     /// Elementwise function of two operands of one shape and dtype.
     pub fn binary(op: BinaryOp, (a, la): Operand, (b, lb): Operand) -> Result<Storage> {
-        match (a, b) {
-            (Storage::Cpu(a), Storage::Cpu(b)) => {
-                Ok(Storage::Cpu(cpu::elementwise::binary(op, a, la, b, lb)?))
-            }
-        }
+        dispatch!("arithmetic", (a, b) =>
+            Ok(Storage::Cpu(cpu::elementwise::binary(op, a, la, b, lb)?)),
+            Ok(Storage::Cuda(cuda::elementwise::binary(op, (a, la), (b, lb))?)))
     }
 
     /// `a += b` in place, both contiguous and of one dtype.
     pub fn add_assign(&mut self, b: &Storage, lb: &Layout) -> Result<()> {
         match (self, b) {
             (Storage::Cpu(a), Storage::Cpu(b)) => cpu::elementwise::add_assign(a, b, lb),
+            (Storage::Cuda(a), Storage::Cuda(b)) => cuda::elementwise::add_assign(a, (b, lb)),
+            (a, b) => devices_differ("add", &[a, b]),
         }
     }
 
     /// Elementwise comparison; the result is a mask of u8.
     pub fn compare(op: CompareOp, (a, la): Operand, (b, lb): Operand) -> Result<Storage> {
-        match (a, b) {
-            (Storage::Cpu(a), Storage::Cpu(b)) => {
-                Ok(Storage::Cpu(cpu::elementwise::compare(op, a, la, b, lb)?))
-            }
-        }
+        dispatch!("comparison", (a, b) =>
+            Ok(Storage::Cpu(cpu::elementwise::compare(op, a, la, b, lb)?)),
+            Ok(Storage::Cuda(cuda::elementwise::compare(op, (a, la), (b, lb))?)))
     }
 
     /// `mask != 0 ? a : b`, elementwise.
     pub fn select((m, lm): Operand, (a, la): Operand, (b, lb): Operand) -> Result<Storage> {
-        match (m, a, b) {
-            (Storage::Cpu(m), Storage::Cpu(a), Storage::Cpu(b)) => {
-                Ok(Storage::Cpu(cpu::elementwise::select(m, lm, a, la, b, lb)?))
-            }
-        }
+        dispatch!("where_cond", (m, a, b) =>
+            Ok(Storage::Cpu(cpu::elementwise::select(m, lm, a, la, b, lb)?)),
+            Ok(Storage::Cuda(cuda::elementwise::select((m, lm), (a, la), (b, lb))?)))
     }
 
     /// Reduce the middle axis of a contiguous `[outer, n, inner]`.
     pub fn reduce(op: ReduceOp, (x, lx): Operand, dims: [usize; 3]) -> Result<Storage> {
-        match x {
-            Storage::Cpu(x) => Ok(Storage::Cpu(cpu::reduce::reduce(op, x, lx.offset, dims)?)),
-        }
+        dispatch!("reduction", (x) =>
+            Ok(Storage::Cpu(cpu::reduce::reduce(op, x, lx.offset, dims)?)),
+            Ok(Storage::Cuda(cuda::reduce::reduce(op, (x, lx), dims)?)))
     }
 
     /// Softmax over the rows of a contiguous `[rows, n]`.
     pub fn softmax((x, lx): Operand, rows: usize, n: usize, log: bool) -> Result<Storage> {
-        match x {
-            Storage::Cpu(x) => Ok(Storage::Cpu(cpu::softmax::softmax(
-                x, lx.offset, rows, n, log,
-            )?)),
-        }
+        dispatch!("softmax", (x) =>
+            Ok(Storage::Cpu(cpu::softmax::softmax(x, lx.offset, rows, n, log)?)),
+            Ok(Storage::Cuda(cuda::reduce::softmax((x, lx), rows, n, log)?)))
     }
 
     /// log(sum(exp)) over the rows of a contiguous `[rows, n]`.
     pub fn logsumexp((x, lx): Operand, rows: usize, n: usize) -> Result<Storage> {
-        match x {
-            Storage::Cpu(x) => Ok(Storage::Cpu(cpu::softmax::logsumexp(
-                x, lx.offset, rows, n,
-            )?)),
-        }
+        dispatch!("logsumexp", (x) =>
+            Ok(Storage::Cpu(cpu::softmax::logsumexp(x, lx.offset, rows, n)?)),
+            Ok(Storage::Cuda(cuda::reduce::logsumexp((x, lx), rows, n)?)))
     }
 
     /// Running sum or maximum along the middle axis of a contiguous `[outer, n, inner]`; the maximum also
@@ -255,34 +333,32 @@ impl Storage {
                 let (y, at) = cpu::scan::scan(op, x, lx.offset, dims)?;
                 Ok((Storage::Cpu(y), at.map(Storage::Cpu)))
             }
+            Storage::Cuda(x) => {
+                let (y, at) = cuda::reduce::scan(op, (x, lx), dims)?;
+                Ok((Storage::Cuda(y), at.map(Storage::Cuda)))
+            }
         }
     }
 
     /// Batched `[batch, m, k] x [batch, k, n]`, row-major result; batch axes are those before the last two.
     pub fn matmul((a, la): Operand, (b, lb): Operand) -> Result<Storage> {
-        match (a, b) {
-            (Storage::Cpu(a), Storage::Cpu(b)) => {
-                Ok(Storage::Cpu(cpu::matmul::matmul(a, la, b, lb)?))
-            }
-        }
+        dispatch!("matmul", (a, b) =>
+            Ok(Storage::Cpu(cpu::matmul::matmul(a, la, b, lb)?)),
+            Ok(Storage::Cuda(cuda::linalg::matmul((a, la), (b, lb))?)))
     }
 
     /// Elements of `x` along `axis` at `index` (1-d, contiguous).
     pub fn index_select((x, lx): Operand, axis: usize, (i, li): Operand) -> Result<Storage> {
-        match (x, i) {
-            (Storage::Cpu(x), Storage::Cpu(i)) => {
-                Ok(Storage::Cpu(cpu::index::index_select(x, lx, axis, i, li)?))
-            }
-        }
+        dispatch!("index_select", (x, i) =>
+            Ok(Storage::Cpu(cpu::index::index_select(x, lx, axis, i, li)?)),
+            Ok(Storage::Cuda(cuda::index::index_select((x, lx), axis, (i, li))?)))
     }
 
     /// `x[.., index[..], ..]` along `axis`; the result has the index's shape.
     pub fn gather((x, lx): Operand, axis: usize, (i, li): Operand) -> Result<Storage> {
-        match (x, i) {
-            (Storage::Cpu(x), Storage::Cpu(i)) => {
-                Ok(Storage::Cpu(cpu::index::gather(x, lx, axis, i, li)?))
-            }
-        }
+        dispatch!("gather", (x, i) =>
+            Ok(Storage::Cpu(cpu::index::gather(x, lx, axis, i, li)?)),
+            Ok(Storage::Cuda(cuda::index::gather((x, lx), axis, (i, li))?)))
     }
 
     /// Add `src` into this contiguous storage of `shape` at `index` along `axis`, in the order of the elements.
@@ -297,16 +373,18 @@ impl Storage {
             (Storage::Cpu(x), Storage::Cpu(i), Storage::Cpu(s)) => {
                 cpu::index::scatter_add(x, shape, axis, i, li, s, ls)
             }
+            (Storage::Cuda(x), Storage::Cuda(i), Storage::Cuda(s)) => {
+                cuda::index::scatter_add(x, shape, axis, (i, li), (s, ls))
+            }
+            (x, i, s) => devices_differ("scatter_add", &[x, i, s]),
         }
     }
 
     /// Stable order of the rows of a contiguous `[rows, n]`, as i64 indices; NaN comes last.
     pub fn argsort((x, lx): Operand, rows: usize, n: usize, descending: bool) -> Result<Storage> {
-        match x {
-            Storage::Cpu(x) => Ok(Storage::Cpu(cpu::sort::argsort(
-                x, lx.offset, rows, n, descending,
-            )?)),
-        }
+        dispatch!("argsort", (x) =>
+            Ok(Storage::Cpu(cpu::sort::argsort(x, lx.offset, rows, n, descending)?)),
+            Ok(Storage::Cuda(cuda::index::argsort((x, lx), rows, n, descending)?)))
     }
 
     /// Solve `L y = b` with a triangular L, both contiguous: `[batch, n, n]`, `[batch, n, m]`.
@@ -317,10 +395,8 @@ impl Storage {
         upper: bool,
         unit: bool,
     ) -> Result<Storage> {
-        match (l, b) {
-            (Storage::Cpu(l), Storage::Cpu(b)) => Ok(Storage::Cpu(cpu::linalg::tri_solve(
-                l, ll.offset, b, lb.offset, dims, upper, unit,
-            )?)),
-        }
+        dispatch!("tri_solve", (l, b) =>
+            Ok(Storage::Cpu(cpu::linalg::tri_solve(l, ll.offset, b, lb.offset, dims, upper, unit)?)),
+            Ok(Storage::Cuda(cuda::linalg::tri_solve((l, ll), (b, lb), dims, upper, unit)?)))
     }
 }

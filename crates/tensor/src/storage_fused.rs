@@ -2,81 +2,98 @@
 
 use crate::cpu::fused::short_conv::Dims;
 use crate::cpu::fused::{cross_entropy, gated, norm, short_conv};
+use crate::cuda;
 use crate::error::Result;
-use crate::storage::{CpuStorage, Operand, Storage};
-
-/// The host storage of an operand and where it starts.
-fn cpu<'a>((s, l): Operand<'a>) -> (&'a CpuStorage, usize) {
-    match s {
-        Storage::Cpu(s) => (s, l.offset),
-    }
-}
+use crate::storage::{Operand, Storage, dispatch};
 
 impl Storage {
     /// RMSNorm of x [rows, d] with weight [d].
-    pub fn rms_norm(x: Operand, w: Operand, dims: [usize; 2], eps: f64) -> Result<Storage> {
-        let ((x, ox), (w, ow)) = (cpu(x), cpu(w));
-        Ok(Storage::Cpu(norm::forward(x, ox, w, ow, dims, eps)?))
+    pub fn rms_norm(
+        (x, lx): Operand,
+        (w, lw): Operand,
+        dims: [usize; 2],
+        eps: f64,
+    ) -> Result<Storage> {
+        dispatch!("rms_norm", (x, w) =>
+            Ok(Storage::Cpu(norm::forward(x, lx.offset, w, lw.offset, dims, eps)?)),
+            Ok(Storage::Cuda(cuda::fused::rms_norm((x, lx), (w, lw), dims, eps)?)))
     }
 
     /// Gradients of x and weight.
     pub fn rms_norm_backward(
-        x: Operand,
-        w: Operand,
-        g: Operand,
+        (x, lx): Operand,
+        (w, lw): Operand,
+        (g, lg): Operand,
         dims: [usize; 2],
         eps: f64,
     ) -> Result<[Storage; 2]> {
-        Ok(norm::backward(cpu(x), cpu(w), cpu(g), dims, eps)?.map(Storage::Cpu))
+        dispatch!("rms_norm", (x, w, g) =>
+            Ok(norm::backward((x, lx.offset), (w, lw.offset), (g, lg.offset), dims, eps)?.map(Storage::Cpu)),
+            Ok(cuda::fused::rms_norm_backward((x, lx), (w, lw), (g, lg), dims, eps)?.map(Storage::Cuda)))
     }
 
     /// silu(a) * b over n elements.
-    pub fn silu_mul(a: Operand, b: Operand, n: usize) -> Result<Storage> {
-        Ok(Storage::Cpu(gated::forward(cpu(a), cpu(b), n)?))
+    pub fn silu_mul((a, la): Operand, (b, lb): Operand, n: usize) -> Result<Storage> {
+        dispatch!("silu_mul", (a, b) =>
+            Ok(Storage::Cpu(gated::forward((a, la.offset), (b, lb.offset), n)?)),
+            Ok(Storage::Cuda(cuda::fused::silu_mul((a, la), (b, lb), n)?)))
     }
 
     /// Gradients of a and b.
-    pub fn silu_mul_backward(a: Operand, b: Operand, g: Operand, n: usize) -> Result<[Storage; 2]> {
-        Ok(gated::backward(cpu(a), cpu(b), cpu(g), n)?.map(Storage::Cpu))
+    pub fn silu_mul_backward(
+        (a, la): Operand,
+        (b, lb): Operand,
+        (g, lg): Operand,
+        n: usize,
+    ) -> Result<[Storage; 2]> {
+        dispatch!("silu_mul", (a, b, g) =>
+            Ok(gated::backward((a, la.offset), (b, lb.offset), (g, lg.offset), n)?.map(Storage::Cpu)),
+            Ok(cuda::fused::silu_mul_backward((a, la), (b, lb), (g, lg), n)?.map(Storage::Cuda)))
     }
 
-    /// Losses of logits [rows, n] at targets [rows], and the rows' log-sum-exp.
-    pub fn cross_entropy(x: Operand, targets: Operand, n: usize) -> Result<[Storage; 2]> {
-        let (rows, (x, ox)) = (targets.1.count(), cpu(x));
-        let (t, ot) = cpu(targets);
-        let targets = &t.slice::<i64>("cross_entropy")?[ot..ot + rows];
-        Ok(cross_entropy::forward(x, ox, targets, n)?.map(Storage::Cpu))
+    /// Losses of logits [rows, n] at targets [rows], and the rows' log-sum-exp, which only
+    /// [`Storage::cross_entropy_backward`] may read.
+    pub fn cross_entropy((x, lx): Operand, (t, lt): Operand, n: usize) -> Result<[Storage; 2]> {
+        let rows = lt.count();
+        dispatch!("cross_entropy", (x, t) => {
+            let targets = &t.slice::<i64>("cross_entropy")?[lt.offset..lt.offset + rows];
+            Ok(cross_entropy::forward(x, lx.offset, targets, n)?.map(Storage::Cpu))
+        },
+            Ok(cuda::reduce::cross_entropy((x, lx), (t, lt), n)?.map(Storage::Cuda)))
     }
 
     /// Gradient of the logits.
     pub fn cross_entropy_backward(
-        x: Operand,
+        (x, lx): Operand,
         lse: &Storage,
-        g: Operand,
-        targets: Operand,
+        (g, lg): Operand,
+        (t, lt): Operand,
         n: usize,
     ) -> Result<Storage> {
-        let (rows, (x, ox), (g, og)) = (targets.1.count(), cpu(x), cpu(g));
-        let (t, ot) = cpu(targets);
-        let targets = &t.slice::<i64>("cross_entropy")?[ot..ot + rows];
-        let Storage::Cpu(lse) = lse;
-        Ok(Storage::Cpu(cross_entropy::backward(
-            x, ox, lse, g, og, targets, n,
-        )?))
+        let rows = lt.count();
+        dispatch!("cross_entropy", (x, lse, g, t) => {
+            let targets = &t.slice::<i64>("cross_entropy")?[lt.offset..lt.offset + rows];
+            Ok(Storage::Cpu(cross_entropy::backward(x, lx.offset, lse, g, lg.offset, targets, n)?))
+        },
+            Ok(Storage::Cuda(cuda::reduce::cross_entropy_backward((x, lx), lse, (g, lg), (t, lt), n)?)))
     }
 
     /// silu of a depthwise convolution along time.
-    pub fn conv1d_silu(x: Operand, w: Operand, dims: Dims) -> Result<Storage> {
-        Ok(Storage::Cpu(short_conv::forward(cpu(x), cpu(w), dims)?))
+    pub fn conv1d_silu((x, lx): Operand, (w, lw): Operand, dims: Dims) -> Result<Storage> {
+        dispatch!("conv1d_silu", (x, w) =>
+            Ok(Storage::Cpu(short_conv::forward((x, lx.offset), (w, lw.offset), dims)?)),
+            Ok(Storage::Cuda(cuda::fused::conv1d_silu((x, lx), (w, lw), dims)?)))
     }
 
     /// Gradients of x and weight.
     pub fn conv1d_silu_backward(
-        x: Operand,
-        w: Operand,
-        g: Operand,
+        (x, lx): Operand,
+        (w, lw): Operand,
+        (g, lg): Operand,
         dims: Dims,
     ) -> Result<[Storage; 2]> {
-        Ok(short_conv::backward(cpu(x), cpu(w), cpu(g), dims)?.map(Storage::Cpu))
+        dispatch!("conv1d_silu", (x, w, g) =>
+            Ok(short_conv::backward((x, lx.offset), (w, lw.offset), (g, lg.offset), dims)?.map(Storage::Cpu)),
+            Ok(cuda::fused::conv1d_silu_backward((x, lx), (w, lw), (g, lg), dims)?.map(Storage::Cuda)))
     }
 }

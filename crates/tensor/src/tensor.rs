@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::autograd::Edge;
+use crate::cuda::CudaStorage;
 use crate::dtype::DType;
 use crate::error::{Error, Result, dtype_error, shape_error};
 use crate::layout::{self, Layout};
@@ -73,18 +74,17 @@ impl Tensor {
     pub fn from_slice<T: Stored>(data: &[T], shape: &[usize], device: &Device) -> Result<Tensor> {
         match device {
             Device::Cpu => Tensor::from_buffer(Buffer::from_slice(data), shape),
+            Device::Cuda(ordinal) => {
+                check_count("from_slice", data.len(), shape)?;
+                let s = CudaStorage::from_slice(*ordinal, data)?;
+                Ok(Tensor::new(Storage::Cuda(s), shape))
+            }
         }
     }
 
     /// A CPU tensor that takes over a buffer that a kernel has written.
     pub fn from_buffer<T: Stored>(data: Buffer<T>, shape: &[usize]) -> Result<Tensor> {
-        let count: usize = shape.iter().product();
-        if data.len() != count {
-            return shape_error(
-                "from_buffer",
-                format!("{} elements do not fill shape {shape:?}", data.len()),
-            );
-        }
+        check_count("from_buffer", data.len(), shape)?;
         Ok(Tensor::new(Storage::Cpu(T::wrap(data)), shape))
     }
 
@@ -187,9 +187,7 @@ impl Tensor {
     /// The elements of a contiguous CPU tensor, for kernels. Errors for another dtype or layout.
     pub fn slice<T: Stored>(&self) -> Result<&[T]> {
         let Some(storage) = self.0.storage.cpu() else {
-            return Err(Error::Custom(
-                "slice: the tensor is not in host memory".into(),
-            ));
+            return not_on_host("slice", self);
         };
         if !self.is_contiguous() {
             return shape_error(
@@ -214,11 +212,14 @@ impl Tensor {
         if self.dtype() != T::DTYPE {
             return dtype_error("write", self.dtype(), T::DTYPE.name());
         }
+        if self.device() != Device::Cpu {
+            return not_on_host("write", self);
+        }
         let whole = self.is_contiguous();
         let unshared =
             Arc::get_mut(&mut self.0).is_some_and(|i| Arc::get_mut(&mut i.storage).is_some());
         if !(whole && unshared) {
-            *self = Tensor::new(Storage::copy(self.operand()), self.shape());
+            *self = Tensor::new(Storage::copy(self.operand())?, self.shape());
         }
         let (start, count) = (self.0.layout.offset, self.count());
         let slice = Arc::get_mut(&mut self.0)
@@ -227,9 +228,7 @@ impl Tensor {
             .and_then(T::write);
         match slice {
             Some(s) => Ok(f(&mut s[start..start + count])),
-            None => Err(Error::Custom(
-                "write: the tensor is not in host memory".into(),
-            )),
+            None => not_on_host("write", self),
         }
     }
 
@@ -264,7 +263,11 @@ impl Tensor {
         if self.dtype() != T::DTYPE {
             return dtype_error("to_vec", self.dtype(), T::DTYPE.name());
         }
-        Ok(self.detach().contiguous()?.slice::<T>()?.to_vec())
+        let x = self.detach().contiguous()?;
+        match x.operand() {
+            (Storage::Cuda(s), l) => Ok(s.download::<T>("to_vec", l.offset, l.count())?.to_vec()),
+            (Storage::Cpu(_), _) => Ok(x.slice::<T>()?.to_vec()),
+        }
     }
 
     /// The elements in row-major order, converted to f64.
@@ -323,6 +326,25 @@ macro_rules! operator {
     )*};
 }
 operator!(Add add, Sub sub, Mul mul, Div div);
+
+/// Check that so many elements fill a shape.
+fn check_count(op: &'static str, found: usize, shape: &[usize]) -> Result<()> {
+    if found == shape.iter().product::<usize>() {
+        return Ok(());
+    }
+    shape_error(op, format!("{found} elements do not fill shape {shape:?}"))
+}
+
+/// Elements that the host wanted to touch live elsewhere.
+fn not_on_host<T>(op: &'static str, t: &Tensor) -> Result<T> {
+    Err(Error::Device {
+        op,
+        detail: format!(
+            "the tensor lives on {}; move it with to_device(&Device::Cpu)",
+            t.device()
+        ),
+    })
+}
 
 /// Check that an operand is of a float dtype.
 pub(crate) fn need_float(op: &'static str, t: &Tensor) -> Result<()> {

@@ -91,7 +91,7 @@ impl Tensor {
                 format!("index of shape {i:?} and source of shape {s:?} differ"),
             );
         }
-        let mut y = Storage::copy(self.operand());
+        let mut y = Storage::copy(self.operand())?;
         y.scatter_add(self.shape(), a, index.operand(), src.operand())?;
         let index = index.clone();
         Ok(record(

@@ -5,7 +5,7 @@ use crate::autograd::{apply, record};
 use crate::dtype::DType;
 use crate::error::{Result, shape_error};
 use crate::layout::{Layout, axis, contiguous_strides};
-use crate::storage::Storage;
+use crate::storage::{Device, Storage};
 use crate::tensor::Tensor;
 
 impl Tensor {
@@ -14,7 +14,7 @@ impl Tensor {
         if self.is_contiguous() {
             return Ok(self.clone());
         }
-        let y = Tensor::new(Storage::copy(self.operand()), self.shape());
+        let y = Tensor::new(Storage::copy(self.operand())?, self.shape());
         Ok(record("contiguous", [self], y, |g, _| {
             Ok([Some(g.clone())])
         }))
@@ -25,13 +25,25 @@ impl Tensor {
         if self.dtype() == dtype {
             return Ok(self.clone());
         }
-        let y = Tensor::new(Storage::cast(self.operand(), dtype), self.shape());
+        let y = Tensor::new(Storage::cast(self.operand(), dtype)?, self.shape());
         let from = self.dtype();
         if !(from.is_float() && dtype.is_float()) {
             return Ok(y);
         }
         Ok(record("to_dtype", [self], y, move |g, _| {
             Ok([Some(g.to_dtype(from)?)])
+        }))
+    }
+
+    /// On another device (this tensor itself if it is there already). The gradient comes back to this one.
+    pub fn to_device(&self, device: &Device) -> Result<Tensor> {
+        let from = self.device();
+        if from == *device {
+            return Ok(self.clone());
+        }
+        let y = Tensor::new(Storage::copy_to(self.operand(), *device)?, self.shape());
+        Ok(record("to_device", [self], y, move |g, _| {
+            Ok([Some(g.to_device(&from)?)])
         }))
     }
 
@@ -316,7 +328,7 @@ impl Tensor {
     }
 
     /// Ones on and below the `diagonal`-th diagonal of an n x m mask (u8), zeros above.
-    pub fn tril_mask(n: usize, m: usize, diagonal: i64, device: &crate::Device) -> Result<Tensor> {
+    pub fn tril_mask(n: usize, m: usize, diagonal: i64, device: &Device) -> Result<Tensor> {
         let row = Tensor::arange(0, n as i64, DType::I64, device)?.unsqueeze(1)?;
         let col = Tensor::arange(0, m as i64, DType::I64, device)?.unsqueeze(0)?;
         col.le(&row.add_scalar(diagonal as f64)?)

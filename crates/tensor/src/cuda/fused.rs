@@ -1,0 +1,221 @@
+//! The fused operations on the GPU, forward and backward. Operands are contiguous.
+
+use super::modules::Grid;
+use super::reduce::sum_parts;
+use super::storage::{CudaStorage, View, common, computing, need, need_float};
+use super::variant::{Family, Type, Variant};
+use crate::cpu::fused::short_conv::Dims;
+use crate::dtype::DType;
+use crate::error::{Result, shape_error};
+
+/// Whether rows of d elements at these addresses can be read 16 bytes at a time.
+fn vector(t: Type, d: usize, addresses: &[u64]) -> u32 {
+    let fits = d.is_multiple_of(t.vector() as usize);
+    u32::from(fits && addresses.iter().all(|a| a.is_multiple_of(16)))
+}
+
+/// Rows of RMSNorm that one block of the way back adds up.
+const ROWS: usize = 8;
+/// Most blocks of the way back.
+const MOST_PARTS: usize = 512;
+/// Shared memory that a block has without asking for more.
+const SHARED: usize = 48 << 10;
+
+/// RMSNorm of x [rows, d] with weight [d].
+pub fn rms_norm(
+    (x, lx): View,
+    (w, lw): View,
+    [rows, d]: [usize; 2],
+    eps: f64,
+) -> Result<CudaStorage> {
+    const OP: &str = "rms_norm";
+    need_float(OP, x)?;
+    need(OP, w, x.dtype)?;
+    let c = common(OP, &[x, w])?;
+    let y = CudaStorage::new(OP, c, x.dtype, rows * d)?;
+    if y.count == 0 {
+        return Ok(y);
+    }
+    let (to, from, weight) = (y.start(OP)?, x.at(OP, lx)?, w.at(OP, lw)?);
+    let vector = vector(x.dtype.into(), d, &[from, weight]);
+    let (name, per_block) = if d <= 1024 {
+        ("rms_norm32", 8)
+    } else {
+        ("rms_norm256", 1)
+    };
+    let grid = Grid::blocks((rows as u64).div_ceil(per_block), 256);
+    let v = Variant::new(Family::Norm, x.dtype);
+    let (rows, d) = (rows as u64, d as u64);
+    c.launch(
+        OP,
+        v,
+        name,
+        grid,
+        &[&to, &from, &weight, &rows, &d, &eps, &vector],
+    )?;
+    Ok(y)
+}
+
+/// Gradients of x and weight.
+pub fn rms_norm_backward(
+    (x, lx): View,
+    (w, lw): View,
+    (g, lg): View,
+    [rows, d]: [usize; 2],
+    eps: f64,
+) -> Result<[CudaStorage; 2]> {
+    const OP: &str = "rms_norm";
+    need(OP, g, x.dtype)?;
+    let c = common(OP, &[x, w, g])?;
+    let dx = CudaStorage::new(OP, c, x.dtype, rows * d)?;
+    let blocks = rows.div_ceil(ROWS).min(MOST_PARTS);
+    let parts = CudaStorage::new(OP, c, computing(x.dtype), blocks * d)?;
+    let (to, parts_at) = (dx.start(OP)?, parts.start(OP)?);
+    let (from, weight, gradient) = (x.at(OP, lx)?, w.at(OP, lw)?, g.at(OP, lg)?);
+    let vector = vector(x.dtype.into(), d, &[from, weight, gradient]);
+    let bytes = d * computing(x.dtype).size();
+    let shared = u32::from(bytes <= SHARED);
+    let grid = Grid {
+        shared: if shared == 1 { bytes as u32 } else { 0 },
+        ..Grid::blocks(blocks as u64, 256)
+    };
+    let v = Variant::new(Family::Norm, x.dtype);
+    let (n, width) = (rows as u64, d as u64);
+    c.launch(
+        OP,
+        v,
+        "rms_norm_back",
+        grid,
+        &[
+            &to, &parts_at, &from, &weight, &gradient, &n, &width, &eps, &vector, &shared,
+        ],
+    )?;
+    Ok([dx, sum_parts(OP, &parts, x.dtype, [1, blocks, d])?])
+}
+
+fn gated(t: Type, addresses: &[u64]) -> Variant {
+    let aligned = addresses.iter().all(|a| a.is_multiple_of(16));
+    Variant::new(Family::Gated, t).vector(if aligned { t.vector() } else { 1 })
+}
+
+/// silu(a) * b over n elements.
+pub fn silu_mul((a, la): View, (b, lb): View, n: usize) -> Result<CudaStorage> {
+    const OP: &str = "silu_mul";
+    need_float(OP, a)?;
+    need(OP, b, a.dtype)?;
+    let c = common(OP, &[a, b])?;
+    let y = CudaStorage::new(OP, c, a.dtype, n)?;
+    let (to, pa, pb, n) = (y.start(OP)?, a.at(OP, la)?, b.at(OP, lb)?, n as u64);
+    let v = gated(a.dtype.into(), &[pa, pb]);
+    c.launch(
+        OP,
+        v,
+        "silu_mul",
+        Grid::threads(n.div_ceil(v.per_access())),
+        &[&to, &pa, &pb, &n],
+    )?;
+    Ok(y)
+}
+
+/// Gradients of a and b.
+pub fn silu_mul_backward(
+    (a, la): View,
+    (b, lb): View,
+    (g, lg): View,
+    n: usize,
+) -> Result<[CudaStorage; 2]> {
+    const OP: &str = "silu_mul";
+    need(OP, g, a.dtype)?;
+    let c = common(OP, &[a, b, g])?;
+    let (da, db) = (
+        CudaStorage::new(OP, c, a.dtype, n)?,
+        CudaStorage::new(OP, c, a.dtype, n)?,
+    );
+    let (to_a, to_b) = (da.start(OP)?, db.start(OP)?);
+    let (pa, pb, pg, n) = (a.at(OP, la)?, b.at(OP, lb)?, g.at(OP, lg)?, n as u64);
+    let v = gated(a.dtype.into(), &[pa, pb, pg]);
+    let grid = Grid::threads(n.div_ceil(v.per_access()));
+    c.launch(
+        OP,
+        v,
+        "silu_mul_back",
+        grid,
+        &[&to_a, &to_b, &pa, &pb, &pg, &n],
+    )?;
+    Ok([da, db])
+}
+
+/// Steps of time that a thread walks.
+const STEPS: u64 = 64;
+
+/// Channels that a thread walks: 8 bytes of them if all rows at these addresses are aligned to that.
+fn channels(dtype: DType, d: Dims, addresses: &[u64]) -> u32 {
+    let several = (8 / dtype.size()) as u32;
+    let aligned = addresses.iter().all(|a| a.is_multiple_of(8));
+    if aligned && d.channels.is_multiple_of(several as usize) {
+        several
+    } else {
+        1
+    }
+}
+
+fn conv(dtype: DType, d: Dims, channels: u32) -> Result<Variant> {
+    let v = Variant::new(Family::ShortConv, dtype).vector(channels);
+    match u8::try_from(d.taps) {
+        Ok(k) => Ok(v.taps(u32::from(k))),
+        Err(_) => shape_error(
+            "conv1d_silu",
+            format!("{} taps; the GPU takes up to 255", d.taps),
+        ),
+    }
+}
+
+/// silu of a depthwise convolution along time.
+pub fn conv1d_silu((x, lx): View, (w, lw): View, d: Dims) -> Result<CudaStorage> {
+    const OP: &str = "conv1d_silu";
+    need_float(OP, x)?;
+    need(OP, w, x.dtype)?;
+    let c = common(OP, &[x, w])?;
+    let y = CudaStorage::new(OP, c, x.dtype, d.batch * d.tokens * d.channels)?;
+    let (to, from, weight) = (y.start(OP)?, x.at(OP, lx)?, w.at(OP, lw)?);
+    let several = channels(x.dtype, d, &[from]);
+    let v = conv(x.dtype, d, several)?;
+    let [batch, tokens, channels] = [d.batch, d.tokens, d.channels].map(|n| n as u64);
+    let grid = Grid::threads(batch * tokens.div_ceil(STEPS) * channels / v.per_access());
+    c.launch(
+        OP,
+        v,
+        "conv1d_silu",
+        grid,
+        &[&to, &from, &weight, &batch, &tokens, &channels],
+    )?;
+    Ok(y)
+}
+
+/// Gradients of x and weight.
+pub fn conv1d_silu_backward(
+    (x, lx): View,
+    (w, lw): View,
+    (g, lg): View,
+    d: Dims,
+) -> Result<[CudaStorage; 2]> {
+    const OP: &str = "conv1d_silu";
+    need(OP, g, x.dtype)?;
+    let c = common(OP, &[x, w, g])?;
+    let rows_in = d.tokens + d.taps - 1;
+    let pieces = d.batch * rows_in.div_ceil(STEPS as usize);
+    let width = d.channels * d.taps;
+    let dx = CudaStorage::new(OP, c, x.dtype, d.batch * rows_in * d.channels)?;
+    let parts = CudaStorage::new(OP, c, computing(x.dtype), pieces * width)?;
+    let (to, parts_at) = (dx.start(OP)?, parts.start(OP)?);
+    let (from, weight, gradient) = (x.at(OP, lx)?, w.at(OP, lw)?, g.at(OP, lg)?);
+    let several = channels(x.dtype, d, &[from, gradient]);
+    let v = conv(x.dtype, d, several)?;
+    let [batch, tokens, channels] = [d.batch, d.tokens, d.channels].map(|n| n as u64);
+    let grid = Grid::threads(pieces as u64 * channels / v.per_access());
+    let arguments: [&dyn super::modules::Argument; 8] = [
+        &to, &parts_at, &from, &weight, &gradient, &batch, &tokens, &channels,
+    ];
+    c.launch(OP, v, "conv1d_silu_back", grid, &arguments)?;
+    Ok([dx, sum_parts(OP, &parts, x.dtype, [1, pieces, width])?])
+}

@@ -1,0 +1,31 @@
+//! The CUDA device: found at run time, never needed at build time. The driver, NVRTC and cuBLASLt are opened
+//! when a GPU is first asked for; kernels are embedded as source and compiled for the GPU that is there.
+//!
+//! One stream per GPU: operations run in the order they are called, and memory is reused in that order
+//! ([`memory`]). Errors name the operation; index errors come out at the next wait (`fault`).
+
+mod blas;
+mod context;
+pub(crate) mod elementwise;
+mod fault;
+pub(crate) mod fused;
+pub(crate) mod index;
+pub(crate) mod linalg;
+mod loader;
+pub mod memory;
+mod modules;
+mod nvrtc;
+pub(crate) mod reduce;
+mod storage;
+pub mod timing;
+mod transfer;
+mod variant;
+mod walk;
+
+pub use context::{Context, context, count};
+pub use storage::CudaStorage;
+
+/// Kernels without a GPU: compiling all of them, and where compiled ones are kept.
+pub mod kernels {
+    pub use super::nvrtc::{Checked, cache_folder, check, version};
+}
