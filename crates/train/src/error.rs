@@ -80,7 +80,7 @@ pub enum Error {
         /// The last step.
         step: u64,
         /// How many steps were skipped.
-        in_a_row: u32,
+        in_a_row: u64,
         /// The last step's loss.
         loss: f64,
         /// What was not finite.

@@ -12,10 +12,8 @@ use weft_tensor::{DType, Device};
 use crate::data::{Batches, Corpus, TextSource, Windows};
 use crate::error::{Error, Result};
 use crate::evaluate::{EvalConfig, HeldOut};
-use crate::optim::{OptimizerConfig, Rule};
-use crate::recipe::{self, DataSource, Dtype, Mlp, ModelRecipe, Recipe, TokenizerRecipe};
-use crate::schedule::Schedule;
-use crate::trainer::{Budget, LanguageTask, Place, Start, Summary, Trainer, TrainerConfig};
+use crate::recipe::{DataSource, Dtype, Mlp, ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe};
+use crate::trainer::{LanguageTask, Place, Start, Summary, Trainer};
 
 /// Everything that a recipe describes, ready to run.
 pub struct Prepared {
@@ -23,8 +21,10 @@ pub struct Prepared {
     pub task: LanguageTask,
     /// Batches of the training data.
     pub batches: Batches,
-    /// The trainer's settings.
-    pub config: TrainerConfig,
+    /// How it is trained.
+    pub train: TrainRecipe,
+    /// Steps between evaluations; 0 means only at the end.
+    pub evaluate_every: u64,
     /// The run in one value: a checkpoint of another one is not continued.
     pub run: Value,
 }
@@ -55,7 +55,8 @@ pub fn prepare(recipe: &Recipe) -> Result<Prepared> {
         tokenizer: data.tokenizer,
         held_out: data.held_out,
         evaluation: EvalConfig {
-            context: Some(recipe.data.sequence.max(512)),
+            // Beyond the length that it was trained on, attention says nothing about the model's quality there.
+            context: Some(recipe.data.sequence),
             ..EvalConfig::default()
         },
         run: Run {
@@ -66,8 +67,9 @@ pub fn prepare(recipe: &Recipe) -> Result<Prepared> {
     Ok(Prepared {
         task,
         batches: Batches::new(windows, recipe.train.batch, recipe.train.seed),
-        config: trainer_config(recipe),
-        run: json!({ "model": recipe.model, "data": recipe.data, "train": recipe.train }),
+        train: recipe.train.clone(),
+        evaluate_every: recipe.eval.every,
+        run: identity(recipe),
     })
 }
 
@@ -98,7 +100,8 @@ pub fn train_prepared(
     let Prepared {
         task,
         mut batches,
-        config,
+        train,
+        evaluate_every,
         run,
     } = prepared;
     let place = Place {
@@ -107,7 +110,7 @@ pub fn train_prepared(
         start,
         show,
     };
-    Trainer::open(place, &task, &mut batches, config)?.run(stop)
+    Trainer::open(place, &task, &mut batches, &train, evaluate_every)?.run(stop)
 }
 
 /// A recipe's data: tokens to train on, and text to evaluate on.
@@ -261,44 +264,22 @@ pub fn model_config(recipe: &ModelRecipe, vocab: usize) -> Result<Config> {
     Ok(config)
 }
 
-fn trainer_config(recipe: &Recipe) -> TrainerConfig {
-    let train = &recipe.train;
-    let (rule, adamw, momentum) = match &train.optimizer {
-        recipe::Optimizer::AdamW(adamw) => {
-            (Rule::AdamW, adamw, OptimizerConfig::default().momentum)
-        }
-        recipe::Optimizer::Muon(muon) => (Rule::Muon, &muon.adamw, muon.muon_momentum),
-    };
-    let some = |n: u64| (n > 0).then_some(n);
-    TrainerConfig {
-        budget: match train.budget {
-            recipe::Budget::Steps(n) => Budget::Steps(n),
-            recipe::Budget::Tokens(n) => Budget::Tokens(n),
-            recipe::Budget::Minutes(m) => Budget::Minutes(m),
-        },
-        optimizer: OptimizerConfig {
-            rule,
-            beta1: adamw.betas[0],
-            beta2: adamw.betas[1],
-            eps: adamw.eps,
-            weight_decay: adamw.weight_decay,
-            momentum,
-        },
-        schedule: Schedule {
-            shape: train.shape,
-            peak: adamw.lr,
-            warmup: train.warmup,
-            total: 0,
-            min_ratio: train.min_ratio,
-        },
-        accumulate: train.accumulate,
-        clip: (train.clip > 0.0).then_some(train.clip),
-        patience: u32::try_from(train.nonfinite_limit).unwrap_or(u32::MAX),
-        log_every: 1,
-        evaluate_every: some(recipe.eval.every),
-        save_every: some(train.checkpoint_every),
-        keep: train.keep,
+/// What makes a run the same run: the recipe without its place, its length, and what only watches it. So a run can be
+/// made longer; its schedule is from then on that of the longer run.
+fn identity(recipe: &Recipe) -> Value {
+    const FREE: [&str; 6] = [
+        "steps",
+        "minutes",
+        "tokens",
+        "warmup",
+        "checkpoint_every",
+        "keep",
+    ];
+    let mut train = json!(recipe.train);
+    if let Value::Object(train) = &mut train {
+        FREE.iter().for_each(|key| drop(train.remove(*key)));
     }
+    json!({ "model": recipe.model, "data": recipe.data, "train": train })
 }
 
 /// The recipe of a run folder's model, written beside it so that the run can be repeated.

@@ -51,8 +51,7 @@ pub struct Schedule {
     pub peak: f64,
     /// Steps of warm-up.
     pub warmup: u64,
-    /// Steps of the whole run. A run limited by minutes measures its speed on its first steps, fixes this number, and
-    /// saves it with its checkpoints.
+    /// Steps of the whole run.
     pub total: u64,
     /// The last rate as a part of the peak.
     pub min_ratio: f64,

@@ -160,19 +160,25 @@ fn axis(value: &str) -> AxisValue {
     serde_json::from_str(value).unwrap_or_else(|_| AxisValue::Text(value.into()))
 }
 
+/// The curves of a run, and where their values stand in a line of its log.
+const CURVES: [(&str, &str); 2] = [
+    ("loss", "/loss"),
+    ("bits_per_byte", "/evaluation/bits_per_byte"),
+];
+
 /// The numbers of a run's log by name, as (step, value).
 fn curves(path: &Path) -> Result<BTreeMap<String, Vec<(u64, f64)>>> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     let mut curves: BTreeMap<String, Vec<(u64, f64)>> = BTreeMap::new();
     for line in text.lines() {
-        let Ok(serde_json::Value::Object(line)) = serde_json::from_str(line) else {
+        let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else {
             continue;
         };
         let Some(step) = line.get("step").and_then(serde_json::Value::as_u64) else {
             continue;
         };
-        for name in ["loss", "bits_per_byte"] {
-            if let Some(value) = line.get(name).and_then(serde_json::Value::as_f64) {
+        for (name, place) in CURVES {
+            if let Some(value) = line.pointer(place).and_then(serde_json::Value::as_f64) {
                 curves.entry(name.into()).or_default().push((step, value));
             }
         }
@@ -188,4 +194,95 @@ fn read(path: &Path) -> Result<RunResult> {
             format!("it is no result of a run ({e}): remove it to run again"),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::Study;
+
+    fn words() -> Words {
+        Words {
+            title: "t".into(),
+            command: "c".into(),
+            recipe: "r".into(),
+            machine: "m".into(),
+            version: "v".into(),
+        }
+    }
+
+    /// Two widths, on this file's own text.
+    fn study(out: &Path) -> Study {
+        let text = r#"
+            out = "OUT"
+            model = { d_model = 16, layers = "gdn2" }
+            data = { text = "TEXT", sequence = 16 }
+            train = { steps = 4, batch = 2 }
+            eval = { every = 2, batches = 2 }
+            study.grid.model.d_model = [16, 24]
+        "#;
+        let here = concat!(env!("CARGO_MANIFEST_DIR"), "/src/study.rs");
+        let text = text
+            .replace("OUT", &out.display().to_string())
+            .replace("TEXT", here);
+        Study::parse(&text, Path::new("s.toml")).unwrap()
+    }
+
+    #[test]
+    fn curves_and_metrics_come_from_what_the_runs_logged() {
+        let out = tempfile::tempdir().unwrap();
+        let never = AtomicBool::new(false);
+        let study = study(out.path());
+        let result = run(&study, Shard::default(), words(), false, &never)
+            .unwrap()
+            .unwrap();
+        assert_eq!((result.planned, result.runs.len()), (2, 2));
+        for one in &result.runs {
+            let steps = |name: &str| -> Vec<u64> {
+                one.curves[name].iter().map(|(step, _)| *step).collect()
+            };
+            assert_eq!(steps("loss"), [1, 2, 3, 4]);
+            assert_eq!(steps("bits_per_byte"), [2, 4]);
+            assert_eq!(
+                one.curves["bits_per_byte"][1].1,
+                one.metrics["bits_per_byte"]
+            );
+            assert_eq!(one.steps, 4);
+        }
+        assert_eq!(result.runs[0].axes["model.d_model"], AxisValue::Integer(16));
+        assert!(result.runs[0].parameters < result.runs[1].parameters);
+        assert!(result.runs[0].seconds > 0.0);
+    }
+
+    #[test]
+    fn shards_share_the_runs_and_finished_ones_are_not_run_again() {
+        let out = tempfile::tempdir().unwrap();
+        let (go, stop) = (AtomicBool::new(false), AtomicBool::new(true));
+        let study = study(out.path());
+        assert!(
+            run(&study, Shard::default(), words(), false, &stop)
+                .unwrap()
+                .is_none()
+        );
+        let mut seen = Vec::new();
+        for shard in ["2/2", "1/2", "1/1"] {
+            let shard = shard.parse().unwrap();
+            // When all is finished nothing is left to be stopped.
+            let flag = if seen.len() < 2 { &go } else { &stop };
+            let result = run(&study, shard, words(), false, flag).unwrap().unwrap();
+            seen.push(result.runs);
+        }
+        assert_eq!(seen[0].len(), 1);
+        assert_eq!(seen[0][0], seen[1][1]);
+        assert_eq!(seen[1], seen[2]);
+    }
+
+    #[test]
+    fn a_shard_is_one_of_some() {
+        assert_eq!("2/3".parse(), Ok(Shard { index: 2, count: 3 }));
+        for wrong in ["", "1", "0/2", "3/2", "a/b", "1/2/3", "-1/2"] {
+            let error = wrong.parse::<Shard>().unwrap_err();
+            assert!(error.contains("1/4"), "{error}");
+        }
+    }
 }

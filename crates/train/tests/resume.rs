@@ -8,66 +8,34 @@ use std::sync::atomic::AtomicBool;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-use weft_models::tokenizer::Tokenizer;
-use weft_models::{Config, LanguageModel, Run};
-use weft_tensor::{Device, Rng};
+use serde_json::Value;
+use weft_tensor::Rng;
 use weft_train::checkpoint::{OPTIMIZER_FILE, TRAINING_FILE};
-use weft_train::data::{Batches, Corpus, Document, TextSource};
-use weft_train::evaluate::{EvalConfig, HeldOut};
 use weft_train::files::latest;
-use weft_train::optim::Rule;
-use weft_train::trainer::{
-    Budget, LOG_FILE, LanguageTask, Outcome, Place, Start, Summary, Trainer, TrainerConfig,
-};
+use weft_train::recipe::Recipe;
+use weft_train::run;
+use weft_train::trainer::{LOG_FILE, Outcome, Start, Summary};
 
 const FOLDER: &str = "WEFT_TEST_FOLDER";
 const STEPS: u64 = 120;
 const SAVE_EVERY: u64 = 3;
 const KILLS: u64 = 8;
 
-fn text() -> TextSource {
-    let document = |(i, text): (usize, &str)| Document {
-        path: PathBuf::from(format!("{i}.txt")),
-        text: text.to_owned(),
-    };
-    let texts = [include_str!("resume.rs"), include_str!("kill.rs")];
-    TextSource {
-        documents: texts.into_iter().enumerate().map(document).collect(),
-    }
-}
-
 fn train(folder: &Path) -> Summary {
-    let tokenizer = Tokenizer::byte_level(&[]).unwrap();
-    let text = text();
-    let corpus = Corpus::from_text(&text, &tokenizer, 0.05).unwrap();
-    let windows = corpus.train(32, tokenizer.vocab_size()).unwrap();
-    let config = Config::new(256, 32, vec!["gdn2".into(), "attention".into()]);
-    let (_, held_out) = text.split(0.05);
-    let task = LanguageTask {
-        model: LanguageModel::new(&config, 3, &Device::Cpu).unwrap(),
-        held_out: Some(HeldOut::new(&held_out, &tokenizer).unwrap()),
-        tokenizer,
-        evaluation: EvalConfig::default(),
-        run: Run::default(),
-    };
-    let mut config = TrainerConfig {
-        budget: Budget::Steps(STEPS),
-        save_every: Some(SAVE_EVERY),
-        evaluate_every: Some(25),
-        accumulate: 2,
-        ..TrainerConfig::default()
-    };
-    config.optimizer.rule = Rule::Muon;
-    let place = Place {
-        folder: folder.to_owned(),
-        run: json!("killed or not"),
-        start: Start::Continue,
-        show: None,
-    };
-    let mut batches = Batches::new(windows, 2, 7);
-    let mut trainer = Trainer::open(place, &task, &mut batches, config).unwrap();
-    trainer.run(&AtomicBool::new(false)).unwrap()
+    let text = r#"
+        model = { d_model = 32, layers = "2*gdn2" }
+        data = { text = ["DIR/tests/resume.rs", "DIR/tests/kill.rs"], tokenizer = "bpe:300", sequence = 32 }
+        train = { steps = STEPS, batch = 2, accumulate = 2, optimizer = "muon", checkpoint_every = EVERY }
+        eval = { every = 25, batches = 3 }
+    "#;
+    let text = text
+        .replace("DIR", env!("CARGO_MANIFEST_DIR"))
+        .replace("STEPS", &STEPS.to_string())
+        .replace("EVERY", &SAVE_EVERY.to_string());
+    let mut recipe = Recipe::parse(&text, "resume.toml").unwrap();
+    recipe.out = folder.to_owned();
+    let never = AtomicBool::new(false);
+    run::train(&recipe, Start::Continue, None, &never).unwrap()
 }
 
 #[test]

@@ -11,8 +11,9 @@ use weft_tensor::Tensor;
 use weft_tensor::cpu::parallel::GRAIN;
 use weft_tensor::cpu::simd::vectorize;
 
-use super::{OptimizerConfig, Step, shrink};
+use super::{Step, shrink};
 use crate::error::Result;
+use crate::recipe::AdamW;
 
 /// The numbers of one step in the precision of the pass.
 #[derive(Clone, Copy)]
@@ -32,24 +33,26 @@ struct Factors {
 }
 
 pub(super) fn step(
+    rule: &AdamW,
     param: &Param,
     grad: &Tensor,
     mean: &mut Tensor,
     square: &mut Tensor,
-    config: &OptimizerConfig,
     step: Step,
 ) -> Result<()> {
+    let [beta1, beta2] = rule.betas;
+    let lr = rule.lr * step.rate;
     let unbias = |beta: f64| 1.0 - beta.powf(step.number as f64);
     let factors = Factors {
         scale: step.scale as f32,
-        beta1: config.beta1 as f32,
-        beta2: config.beta2 as f32,
-        rest1: (1.0 - config.beta1) as f32,
-        rest2: (1.0 - config.beta2) as f32,
-        shrink: shrink(param, config, step.lr),
-        rate: (step.lr / unbias(config.beta1)) as f32,
-        correction: (1.0 / unbias(config.beta2).sqrt()) as f32,
-        eps: config.eps as f32,
+        beta1: beta1 as f32,
+        beta2: beta2 as f32,
+        rest1: (1.0 - beta1) as f32,
+        rest2: (1.0 - beta2) as f32,
+        shrink: shrink(param, rule.weight_decay, lr),
+        rate: (lr / unbias(beta1)) as f32,
+        correction: (1.0 / unbias(beta2).sqrt()) as f32,
+        eps: rule.eps as f32,
     };
     let grad = grad.slice::<f32>()?;
     param.update(|p: &mut [f32]| {

@@ -84,11 +84,12 @@ impl Grads {
     }
 }
 
-/// The factor that brings a gradient of this norm down to `limit`; 1 if it is shorter or there is no limit.
-pub fn clip_factor(norm: f64, limit: Option<f64>) -> f64 {
-    match limit {
-        Some(limit) if norm > limit => limit / norm,
-        _ => 1.0,
+/// The factor that brings a gradient of this norm down to `limit`; 1 if it is shorter or `limit` is 0.
+pub fn clip_factor(norm: f64, limit: f64) -> f64 {
+    if limit > 0.0 && norm > limit {
+        limit / norm
+    } else {
+        1.0
     }
 }
 

@@ -2,17 +2,19 @@
 //!
 //! ```text
 //! m = mu m + (1 - mu) g         u = mu m + (1 - mu) g        (Nesterov)
-//! p = p (1 - lr decay) - lr 0.2 sqrt(max(rows, cols)) orthogonalize(u)
+//! p = p (1 - lr decay) - lr sqrt(max(1, rows / cols)) orthogonalize(u)
 //! ```
 //!
-//! The factor gives the step the root mean square that AdamW's steps have (Liu et al. 2025, arXiv:2502.16982, eq. 4).
+//! The factor gives every step the same effect on activations, whatever the shape of the matrix (Jordan et al. 2024):
+//! one learning rate serves all widths.
 
 use weft_mixers::Param;
 use weft_tensor::Tensor;
 use weft_tensor::cpu::simd::vectorize;
 
-use super::{OptimizerConfig, Step, shrink};
+use super::{Step, shrink};
 use crate::error::Result;
+use crate::recipe::Muon;
 
 /// Coefficients of the quintic iteration (Jordan et al. 2024): the steepest at 0 whose orbit stays near 1.
 const QUINTIC: [f64; 3] = [3.4445, -4.7750, 2.0315];
@@ -20,14 +22,14 @@ const QUINTIC: [f64; 3] = [3.4445, -4.7750, 2.0315];
 const ITERATIONS: usize = 5;
 
 pub(super) fn step(
+    rule: &Muon,
     param: &Param,
     grad: &Tensor,
     momentum: &mut Tensor,
-    config: &OptimizerConfig,
     step: Step,
 ) -> Result<()> {
-    let mu = config.momentum as f32;
-    let fresh = ((1.0 - config.momentum) * step.scale) as f32;
+    let mu = rule.muon_momentum as f32;
+    let fresh = ((1.0 - rule.muon_momentum) * step.scale) as f32;
     let mut direction = grad.zeros_like();
     let g = grad.slice::<f32>()?;
     momentum.write(|m: &mut [f32]| {
@@ -41,9 +43,10 @@ pub(super) fn step(
         })
     })??;
     let direction = orthogonalize(&direction)?.contiguous()?;
-    let longest = param.shape().iter().copied().max().unwrap_or(1);
-    let rate = (step.lr * 0.2 * (longest as f64).sqrt()) as f32;
-    let shrink = shrink(param, config, step.lr);
+    let [rows, cols] = grad.dims()?;
+    let lr = rule.muon_lr * step.rate;
+    let rate = (lr * (rows as f64 / cols as f64).max(1.0).sqrt()) as f32;
+    let shrink = shrink(param, rule.adamw.weight_decay, lr);
     let o = direction.slice::<f32>()?;
     param.update(|p: &mut [f32]| {
         vectorize(|| {

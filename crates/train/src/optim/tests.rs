@@ -4,6 +4,28 @@ use weft_mixers::{Init, Params, Scope};
 use weft_tensor::{DType, Device, Rng, Tensor};
 
 use super::*;
+use crate::recipe::{AdamW, Muon};
+
+fn adamw(lr: f64, weight_decay: f64) -> AdamW {
+    AdamW {
+        lr,
+        betas: [0.9, 0.95],
+        eps: 1e-8,
+        weight_decay,
+    }
+}
+
+fn with_adamw(lr: f64, weight_decay: f64) -> recipe::Optimizer {
+    recipe::Optimizer::AdamW(adamw(lr, weight_decay))
+}
+
+fn with_muon(muon_lr: f64, weight_decay: f64) -> recipe::Optimizer {
+    recipe::Optimizer::Muon(Muon {
+        adamw: adamw(0.1, weight_decay),
+        muon_lr,
+        muon_momentum: 0.95,
+    })
+}
 
 fn matrix(rows: usize, cols: usize, data: &[f64]) -> Tensor {
     let t = Tensor::from_slice(data, &[rows, cols], &Device::Cpu).unwrap();
@@ -44,11 +66,7 @@ fn moments(optimizer: &Optimizer) -> HashMap<String, Tensor> {
 #[test]
 fn adamw_follows_the_paper_in_double_precision() {
     let params = model(1);
-    let config = OptimizerConfig {
-        weight_decay: 0.3,
-        ..OptimizerConfig::default()
-    };
-    let mut optimizer = Optimizer::new(&params, config).unwrap();
+    let mut optimizer = Optimizer::new(&params, &with_adamw(0.01, 0.3)).unwrap();
     let mut rng = Rng::new(2);
     let mut want: Vec<Vec<f64>> = params
         .iter()
@@ -57,9 +75,10 @@ fn adamw_follows_the_paper_in_double_precision() {
     let mut m: Vec<Vec<f64>> = want.iter().map(|w| vec![0.0; w.len()]).collect();
     let mut v = m.clone();
     for t in 1..=20 {
-        let (lr, scale) = (0.01 / f64::from(t).sqrt(), 0.7);
+        let (rate, scale) = (1.0 / f64::from(t).sqrt(), 0.7);
+        let lr = 0.01 * rate;
         let grads = random_grads(&params, &mut rng);
-        optimizer.step(&grads, lr, scale).unwrap();
+        optimizer.step(&grads, rate, scale).unwrap();
         for (i, param) in params.iter().enumerate() {
             let decay = if param.decays() { 0.3 } else { 0.0 };
             let g = grads.as_slice()[i].as_ref().unwrap().to_f64_vec().unwrap();
@@ -84,11 +103,7 @@ fn adamw_follows_the_paper_in_double_precision() {
 
 #[test]
 fn only_hidden_matrices_go_to_muon() {
-    let config = OptimizerConfig {
-        rule: Rule::Muon,
-        ..OptimizerConfig::default()
-    };
-    let optimizer = Optimizer::new(&model(0), config).unwrap();
+    let optimizer = Optimizer::new(&model(0), &with_muon(0.02, 0.1)).unwrap();
     let names: Vec<String> = optimizer.state().map(|(n, _)| n).collect();
     let want = [
         "layer.weight.momentum",
@@ -153,7 +168,7 @@ fn orthogonalize_keeps_singular_vectors_and_brings_singular_values_near_one() {
 }
 
 /// Mean of (W A - B)^2 for random A [40, 64], B [33, 64], before and after 60 steps.
-fn descend(rule: Rule, lr: f64) -> (f64, f64, Vec<Vec<f32>>) {
+fn descend(rule: &recipe::Optimizer) -> (f64, f64, Vec<Vec<f32>>) {
     let params = model(4);
     let mut rng = Rng::new(5);
     let a = rng
@@ -163,12 +178,7 @@ fn descend(rule: Rule, lr: f64) -> (f64, f64, Vec<Vec<f32>>) {
         .normal(&[33, 40], 0.0, 1.0, DType::F32, &Device::Cpu)
         .unwrap();
     let b = truth.matmul(&a).unwrap();
-    let config = OptimizerConfig {
-        rule,
-        weight_decay: 0.0,
-        ..OptimizerConfig::default()
-    };
-    let mut optimizer = Optimizer::new(&params, config).unwrap();
+    let mut optimizer = Optimizer::new(&params, rule).unwrap();
     let loss = || {
         let w = params.get("layer.weight").unwrap().get();
         let error = (&w.matmul(&a).unwrap() - &b).unwrap();
@@ -178,18 +188,18 @@ fn descend(rule: Rule, lr: f64) -> (f64, f64, Vec<Vec<f32>>) {
     for i in 0..60 {
         let mut gradients = loss().backward().unwrap();
         let grads = Grads::take(&params, &mut gradients);
-        let lr = lr * (1.0 - f64::from(i) / 60.0);
-        optimizer.step(&grads, lr, 1.0).unwrap();
+        let rate = 1.0 - f64::from(i) / 60.0;
+        optimizer.step(&grads, rate, 1.0).unwrap();
     }
     (first, loss().item_f64().unwrap(), values(&params))
 }
 
 #[test]
 fn both_rules_solve_a_least_squares_problem_the_same_way_each_time() {
-    for (rule, lr) in [(Rule::AdamW, 0.1), (Rule::Muon, 0.6)] {
-        let (first, last, values) = descend(rule, lr);
+    for rule in [with_adamw(0.1, 0.0), with_muon(1.0, 0.0)] {
+        let (first, last, values) = descend(&rule);
         assert!(last < 0.02 * first, "{rule:?}: from {first} to {last}");
-        assert_eq!(values, descend(rule, lr).2, "{rule:?}");
+        assert_eq!(values, descend(&rule).2, "{rule:?}");
     }
 }
 
@@ -197,7 +207,7 @@ fn both_rules_solve_a_least_squares_problem_the_same_way_each_time() {
 fn a_missing_gradient_lets_moments_fade_and_weights_decay() {
     let params = model(6);
     let before = values(&params);
-    let mut optimizer = Optimizer::new(&params, OptimizerConfig::default()).unwrap();
+    let mut optimizer = Optimizer::new(&params, &with_adamw(1.0, 0.1)).unwrap();
     let none = Grads::from_vec(vec![None, None, None]);
     optimizer.step(&none, 0.5, 1.0).unwrap();
     let after = values(&params);
@@ -209,13 +219,9 @@ fn a_missing_gradient_lets_moments_fade_and_weights_decay() {
 
 #[test]
 fn the_state_goes_on_where_it_was_saved() {
-    for rule in [Rule::AdamW, Rule::Muon] {
-        let config = OptimizerConfig {
-            rule,
-            ..OptimizerConfig::default()
-        };
+    for config in [with_adamw(0.1, 0.1), with_muon(0.1, 0.1)] {
         let params = model(7);
-        let mut optimizer = Optimizer::new(&params, config).unwrap();
+        let mut optimizer = Optimizer::new(&params, &config).unwrap();
         let mut rng = Rng::new(8);
         for _ in 0..3 {
             let grads = random_grads(&params, &mut rng);
@@ -225,7 +231,7 @@ fn the_state_goes_on_where_it_was_saved() {
         for (to, from) in copy.iter().zip(params.iter()) {
             to.set(&from.get()).unwrap();
         }
-        let mut resumed = Optimizer::new(&copy, config).unwrap();
+        let mut resumed = Optimizer::new(&copy, &config).unwrap();
         resumed.load(moments(&optimizer), 3).unwrap();
         let grads = random_grads(&params, &mut rng);
         optimizer.step(&grads, 0.1, 1.0).unwrap();
@@ -237,7 +243,7 @@ fn the_state_goes_on_where_it_was_saved() {
 #[test]
 fn a_state_that_does_not_fit_is_refused_and_changes_nothing() {
     let params = model(0);
-    let mut optimizer = Optimizer::new(&params, OptimizerConfig::default()).unwrap();
+    let mut optimizer = Optimizer::new(&params, &with_adamw(1.0, 0.1)).unwrap();
     let good = moments(&optimizer);
     let refuse = |optimizer: &mut Optimizer, edit: fn(&mut HashMap<String, Tensor>), part: &str| {
         let mut state = good.clone();
@@ -268,13 +274,13 @@ fn parameters_must_be_f32_and_gradients_must_fit() {
     let mut params = Params::new();
     let mut scope = Scope::random(&mut params, 0, DType::BF16, &Device::Cpu);
     scope.weight("a.weight", &[2, 2], Init::Const(0.0)).unwrap();
-    let error = Optimizer::new(&params, OptimizerConfig::default())
+    let error = Optimizer::new(&params, &with_adamw(1.0, 0.1))
         .err()
         .unwrap();
     assert!(error.to_string().contains("a.weight is bf16"), "{error}");
 
     let params = model(0);
-    let mut optimizer = Optimizer::new(&params, OptimizerConfig::default()).unwrap();
+    let mut optimizer = Optimizer::new(&params, &with_adamw(1.0, 0.1)).unwrap();
     let bad = Grads::from_vec(vec![Some(matrix(1, 1, &[1.0])), None, None]);
     let error = optimizer.step(&bad, 0.1, 1.0).unwrap_err().to_string();
     assert!(
@@ -295,9 +301,9 @@ fn the_norm_is_that_of_all_gradients_together_and_clipping_limits_it() {
         Some(matrix(2, 1, &[0.0, -4.0])),
     ]);
     assert_eq!(grads.norm().unwrap(), 5.0);
-    assert_eq!(clip_factor(5.0, Some(1.0)), 0.2);
-    assert_eq!(clip_factor(5.0, Some(6.0)), 1.0);
-    assert_eq!(clip_factor(5.0, None), 1.0);
+    assert_eq!(clip_factor(5.0, 1.0), 0.2);
+    assert_eq!(clip_factor(5.0, 6.0), 1.0);
+    assert_eq!(clip_factor(5.0, 0.0), 1.0);
 
     // Long enough for several pieces and a tail; f32 sums would lose the last digits.
     let n = 100_003;

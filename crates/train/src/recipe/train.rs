@@ -48,7 +48,7 @@ pub struct TrainRecipe {
 pub enum Budget {
     /// Optimiser steps.
     Steps(u64),
-    /// Time; the number of steps follows from the speed of the first ones.
+    /// Time in steps, evaluations not counted; the schedule follows the clock.
     Minutes(f64),
     /// Tokens trained on, rounded up to whole steps.
     Tokens(u64),
@@ -62,6 +62,16 @@ pub enum Optimizer {
     AdamW(AdamW),
     /// Orthogonalised momentum for the matrices of the layers (Jordan et al. 2024), AdamW for all else.
     Muon(Muon),
+}
+
+impl Optimizer {
+    /// The numbers of AdamW, which every optimiser uses for some parameters.
+    pub fn adamw(&self) -> &AdamW {
+        match self {
+            Self::AdamW(adamw) => adamw,
+            Self::Muon(muon) => &muon.adamw,
+        }
+    }
 }
 
 /// The numbers of AdamW.

@@ -4,7 +4,7 @@
 //! parameters, moments, data order, counters, and the log up to the checkpoint. Everything random comes from the
 //! position in the data, so a run by steps or tokens gives the same bits each time.
 
-mod config;
+mod budget;
 mod faults;
 mod journal;
 mod progress;
@@ -18,7 +18,6 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-pub use config::{Budget, TrainerConfig};
 pub use faults::DUMP_FILE;
 pub use journal::{EVENTS_FOLDER, LOG_FILE};
 pub use progress::{Outcome, Progress, Summary, Times};
@@ -29,13 +28,15 @@ use crate::error::Result;
 use crate::files::{Checkpoint, Checkpoints, latest};
 use crate::log;
 use crate::optim::{Grads, Optimizer, clip_factor};
+use crate::recipe::TrainRecipe;
 use journal::{Journal, StepLine};
 
 /// Trains a [`Task`] on batches from a [`BatchSource`].
 pub struct Trainer<'a> {
     task: &'a dyn Task,
     batches: &'a mut dyn BatchSource,
-    config: TrainerConfig,
+    recipe: TrainRecipe,
+    evaluate_every: u64,
     run: Value,
     optimizer: Optimizer,
     checkpoints: Checkpoints,
@@ -43,8 +44,6 @@ pub struct Trainer<'a> {
     bar: Option<log::Progress>,
     progress: Progress,
     times: Times,
-    /// Tokens and seconds since the last line of the log.
-    pace: (u64, f64),
 }
 
 /// Where a run lives, and how it is begun and shown.
@@ -71,7 +70,8 @@ pub enum Start {
 }
 
 impl<'a> Trainer<'a> {
-    /// A new run, or the one that is found in the place.
+    /// A new run, or the one that is found in the place. It is evaluated every so many steps, or if that is 0 only at
+    /// the end.
     ///
     /// # Errors
     /// When the folder is in use or cannot be written, a parameter is not f32, or the checkpoint is of another run.
@@ -79,10 +79,11 @@ impl<'a> Trainer<'a> {
         place: Place,
         task: &'a dyn Task,
         batches: &'a mut dyn BatchSource,
-        config: TrainerConfig,
+        recipe: &TrainRecipe,
+        evaluate_every: u64,
     ) -> Result<Self> {
-        let checkpoints = Checkpoints::open(&place.folder, config.keep)?;
-        let mut optimizer = Optimizer::new(task.params(), config.optimizer)?;
+        let checkpoints = Checkpoints::open(&place.folder, recipe.keep)?;
+        let mut optimizer = Optimizer::new(task.params(), &recipe.optimizer)?;
         let mut progress = Progress::default();
         let mut notes = Vec::new();
         if place.start == Start::Continue {
@@ -97,7 +98,7 @@ impl<'a> Trainer<'a> {
             }
         }
         checkpoints.discard_after(progress.step)?;
-        let (done, total) = config.budget.count(&progress);
+        let (done, total) = recipe.budget.count(&progress);
         let bar = place.show.map(|name| {
             let mut bar = log::Progress::new(&name, total);
             notes.iter().for_each(|note| bar.note(note));
@@ -107,7 +108,8 @@ impl<'a> Trainer<'a> {
         Ok(Self {
             task,
             batches,
-            config,
+            recipe: recipe.clone(),
+            evaluate_every,
             run: place.run,
             optimizer,
             journal: Journal::open(&place.folder, progress.step)?,
@@ -115,7 +117,6 @@ impl<'a> Trainer<'a> {
             bar,
             progress,
             times: Times::default(),
-            pace: (0, 0.0),
         })
     }
 
@@ -147,17 +148,17 @@ impl<'a> Trainer<'a> {
     }
 
     fn train(&mut self, stop: &AtomicBool) -> Result<Outcome> {
-        let due = |every: Option<u64>, step: u64| every.is_some_and(|n| step.is_multiple_of(n));
-        while self.config.budget.spent(&self.progress) < 1.0 {
+        let due = |every: u64, step: u64| every > 0 && step.is_multiple_of(every);
+        while self.recipe.budget.spent(&self.progress) < 1.0 {
             if stop.load(Ordering::Relaxed) {
                 self.save()?;
                 return Ok(Outcome::Interrupted);
             }
             self.step()?;
-            if due(self.config.evaluate_every, self.progress.step) {
+            if due(self.evaluate_every, self.progress.step) {
                 self.evaluate()?;
             }
-            if due(self.config.save_every, self.progress.step) {
+            if due(self.recipe.checkpoint_every, self.progress.step) {
                 self.save()?;
             }
         }
@@ -170,7 +171,7 @@ impl<'a> Trainer<'a> {
     /// One step of the parameters, from `accumulate` micro-batches of equal weight.
     fn step(&mut self) -> Result<()> {
         let before = self.times.training();
-        let parts = self.config.accumulate.max(1);
+        let parts = self.recipe.accumulate.max(1);
         let mut loss = 0.0;
         let mut tokens = 0;
         let mut sum: Option<Grads> = None;
@@ -187,20 +188,21 @@ impl<'a> Trainer<'a> {
             });
         }
         let grads = sum.unwrap_or_default();
-        let lr = self.config.learning_rate(&self.progress);
+        let rate = self.recipe.rate(&self.progress);
         let start = Instant::now();
         let norm = grads.norm()? / parts as f64;
         let finite = loss.is_finite() && norm.is_finite();
         if finite {
-            let scale = clip_factor(norm, self.config.clip) / parts as f64;
-            self.optimizer.step(&grads, lr, scale)?;
+            let scale = clip_factor(norm, self.recipe.clip) / parts as f64;
+            self.optimizer.step(&grads, rate, scale)?;
         }
         self.times.optimizer += start.elapsed().as_secs_f64();
 
+        let seconds = self.times.training() - before;
         let progress = &mut self.progress;
         progress.step += 1;
         progress.tokens += tokens;
-        progress.seconds += self.times.training() - before;
+        progress.seconds += seconds;
         progress.evaluation = None;
         if finite {
             progress.loss = loss;
@@ -209,10 +211,9 @@ impl<'a> Trainer<'a> {
             progress.skipped += 1;
             progress.skipped_in_a_row += 1;
         }
-        self.pace.0 += tokens;
-        self.pace.1 += self.times.training() - before;
-        self.report(loss, lr, norm)?;
-        if self.progress.skipped_in_a_row >= self.config.patience.max(1) {
+        let pace = tokens as f64 / seconds.max(f64::MIN_POSITIVE);
+        self.report(loss, rate, norm, pace)?;
+        if self.progress.skipped_in_a_row >= self.recipe.nonfinite_limit.max(1) {
             let folder = self.checkpoints.folder();
             return Err(faults::give_up(
                 folder,
@@ -244,27 +245,22 @@ impl<'a> Trainer<'a> {
     }
 
     /// Log and show the step that has just been done.
-    fn report(&mut self, loss: f64, lr: f64, grad_norm: f64) -> Result<()> {
-        let (tokens, seconds) = self.pace;
+    fn report(&mut self, loss: f64, rate: f64, grad_norm: f64, pace: f64) -> Result<()> {
         let progress = &self.progress;
         let line = StepLine {
             step: progress.step,
             tokens: progress.tokens,
             loss,
-            lr,
+            lr: rate * self.recipe.optimizer.adamw().lr,
             grad_norm,
-            tokens_per_second: tokens as f64 / seconds.max(f64::MIN_POSITIVE),
+            tokens_per_second: pace,
             skipped: progress.skipped,
         };
         if let Some(bar) = &mut self.bar {
-            let (done, _) = self.config.budget.count(progress);
+            let (done, _) = self.recipe.budget.count(progress);
             bar.update(done, &line.to_string());
         }
-        if progress.step.is_multiple_of(self.config.log_every.max(1)) {
-            self.pace = (0, 0.0);
-            self.journal.step(&line)?;
-        }
-        Ok(())
+        self.journal.step(&line)
     }
 
     /// Score the model on held-out data, unless that has been done since the last step.

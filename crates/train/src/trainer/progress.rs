@@ -17,7 +17,7 @@ pub struct Progress {
     /// Steps whose loss or gradient was not finite: they changed nothing.
     pub skipped: u64,
     /// How many of the last steps were skipped without a good one in between.
-    pub skipped_in_a_row: u32,
+    pub skipped_in_a_row: u64,
     /// Seconds spent in steps; evaluating and saving do not count.
     pub seconds: f64,
     /// Mean loss per prediction of the last good step, in nats.
