@@ -293,3 +293,72 @@ pub fn write_recipe(recipe: &Recipe, folder: &Path) -> Result<PathBuf> {
     crate::files::write_atomic(&path, |out| out.write_all(text.as_bytes()))?;
     Ok(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trainer::Outcome;
+
+    fn recipe(model: &str, train: &str) -> Recipe {
+        let text = r#"
+            model = { d_model = 16, layers = "gdn2" MODEL }
+            data = { text = "TEXT", sequence = 16 }
+            train = { batch = 2, TRAIN }
+            eval.batches = 2
+        "#;
+        let here = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bigram.rs");
+        let text = text
+            .replace("MODEL", model)
+            .replace("TRAIN", train)
+            .replace("TEXT", here);
+        Recipe::parse(&text, "r.toml").unwrap()
+    }
+
+    #[test]
+    fn a_finished_run_can_be_made_longer_but_not_another() {
+        let out = tempfile::tempdir().unwrap();
+        let never = AtomicBool::new(false);
+        let run = |train: &str, steps: u64| {
+            let mut recipe = recipe("", train);
+            recipe.out = out.path().to_owned();
+            let summary = super::train(&recipe, Start::Continue, None, &never)?;
+            assert_eq!(
+                (summary.outcome, summary.progress.step),
+                (Outcome::Finished, steps)
+            );
+            Ok::<_, Error>(())
+        };
+        run("steps = 3", 3).unwrap();
+        run("steps = 5", 5).unwrap();
+        run("tokens = 224, keep = 1", 7).unwrap();
+        let error = run("steps = 9, lr = 0.5", 9).unwrap_err().to_string();
+        assert!(error.contains("other settings"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_built_is_one_sentence() {
+        let refuse = |model: &str, part: &str| {
+            let error = prepare(&recipe(model, "steps = 1")).err().unwrap();
+            let error = error.to_string();
+            assert!(error.contains(part) && !error.contains('\n'), "{error}");
+        };
+        refuse(", vocab = 100", "give 257 or more");
+        refuse(
+            ", mixer.attention.num_heads = 2",
+            "mixer that no layer uses",
+        );
+        refuse(", mixer.gdn2.num_hats = 2", "num_hats");
+    }
+
+    #[test]
+    fn each_mixer_is_told_the_heads_unless_its_table_says_otherwise() {
+        let model = ", heads = 2, mixer.gdn2 = { head_dim = 4 }";
+        let prepared = prepare(&recipe(model, "steps = 1")).unwrap();
+        let table = &prepared.task.model.config().mixers["gdn2"];
+        assert_eq!(
+            (&table["num_heads"], &table["head_dim"]),
+            (&json!(2), &json!(4))
+        );
+        assert_eq!(prepared.task.evaluation.context, Some(16));
+    }
+}
