@@ -182,6 +182,10 @@ fn quickstart_reports_what_scripts_rely_on() {
     ] {
         assert!(!report[key].is_null(), "{key}");
     }
+    assert!(
+        !report["sample"].as_str().unwrap().is_empty(),
+        "a sample is shown"
+    );
     ok(
         &["generate", "q", "--prompt", "the", "--tokens", "2"],
         dir.path(),

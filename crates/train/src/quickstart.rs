@@ -324,6 +324,8 @@ fn continuation(
     let settings = Settings {
         sampling,
         max_tokens: 160,
+        // The sample is to show writing: a model that ends the document at once goes on with another one.
+        ignore_eos: true,
         ..Settings::default()
     };
     let generated = session.generate(&settings, &mut |_| ControlFlow::Continue(()))?;
