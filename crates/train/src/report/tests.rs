@@ -224,8 +224,11 @@ fn a_directory_in_the_way_is_one_sentence_and_leaves_nothing_behind() {
         error.starts_with("cannot write ") && error.contains("report.html"),
         "{error}"
     );
-    let partial = std::fs::read_dir(dir.path())
-        .unwrap()
-        .any(|e| e.unwrap().file_name().to_string_lossy().contains("partial"));
+    let partial = std::fs::read_dir(dir.path()).unwrap().any(|e| {
+        e.unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with(".tmp-")
+    });
     assert!(!partial);
 }
