@@ -171,8 +171,9 @@ fn curves(path: &Path) -> Result<BTreeMap<String, Vec<(u64, f64)>>> {
         let Some(step) = line.get("step").and_then(serde_json::Value::as_u64) else {
             continue;
         };
-        for name in ["loss", "bits_per_byte"] {
-            if let Some(value) = line.get(name).and_then(serde_json::Value::as_f64) {
+        let evaluation = line.get("evaluation").and_then(|e| e.get("bits_per_byte"));
+        for (name, value) in [("loss", line.get("loss")), ("bits_per_byte", evaluation)] {
+            if let Some(value) = value.and_then(serde_json::Value::as_f64) {
                 curves.entry(name.into()).or_default().push((step, value));
             }
         }
