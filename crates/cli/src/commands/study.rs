@@ -48,11 +48,8 @@ impl Args {
             }
             study.out = out;
         }
-        let name = file
-            .file_stem()
-            .map_or("study".into(), |s| s.to_string_lossy().into_owned());
         let words = Words {
-            title: name.replace(['-', '_'], " "),
+            title: study.title.clone(),
             command,
             recipe: std::fs::read_to_string(file)
                 .with_context(|| format!("cannot read {}", file.display()))?,

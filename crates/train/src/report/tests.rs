@@ -189,6 +189,14 @@ fn the_page_is_self_contained_and_escaped() {
 }
 
 #[test]
+fn unequal_sizes_are_told() {
+    let mut study = two_by_two();
+    assert!(!html(&study, &[]).contains("Sizes differ"));
+    study.runs[0].parameters = 4_000_000;
+    assert!(html(&study, &[]).contains("Sizes differ: 3.21 M to 4.00 M parameters."));
+}
+
+#[test]
 fn an_unfinished_study_says_so() {
     let study = StudyResult {
         planned: 9,
