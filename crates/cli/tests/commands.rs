@@ -1,261 +1,340 @@
-//! The commands end to end, as a user types them: train, interrupt, resume, generate, evaluate, explain, study.
+//! Every command for real, on models that train in a second.
+
+mod common;
 
 use std::path::Path;
-use std::process::Command;
 
+use common::{arg, json, model, recipe, run, stderr, succeed, text};
 use serde_json::Value;
 
-fn weft(args: &[&str], dir: &Path) -> std::process::Output {
-    Command::new(env!("CARGO_BIN_EXE_weft"))
-        .args(args)
-        .current_dir(dir)
-        .output()
-        .unwrap()
+fn number(value: &Value, key: &str) -> f64 {
+    value[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("no number {key} in {value}"))
 }
 
-/// Standard output of a command that must succeed.
-fn ok(args: &[&str], dir: &Path) -> String {
-    let out = weft(args, dir);
-    assert!(
-        out.status.success(),
-        "weft {args:?}: {}",
-        String::from_utf8_lossy(&out.stderr)
-    );
-    String::from_utf8(out.stdout).unwrap()
-}
-
-/// The one sentence of a command that must fail.
-fn refused(args: &[&str], dir: &Path) -> String {
-    let out = weft(args, dir);
-    let said = String::from_utf8(out.stderr).unwrap();
-    assert_eq!(out.status.code(), Some(1), "weft {args:?}: {said}");
-    let errors: Vec<&str> = said.lines().filter(|l| l.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "weft {args:?}: {said}");
-    assert!(!said.contains("panicked"), "{said}");
-    errors[0].to_string()
-}
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text.trim().lines().last().unwrap()).unwrap()
-}
-
-fn text() -> String {
-    (0..4000)
-        .map(|i| format!("the number {} comes before {}.\n", i % 97, i % 97 + 1))
-        .collect()
-}
-
-const RECIPE: &str = r#"
-out = "run"
-[model]
-d_model = 32
-layers = "gdn2 + attention"
-[data]
-text = ["text.txt"]
-sequence = 32
-[train]
-steps = 6
-batch = 2
-checkpoint_every = 2
-[eval]
-every = 0
-batches = 2
-"#;
-
-fn folder() -> tempfile::TempDir {
+#[test]
+fn quickstart_trains_measures_and_writes() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("text.txt"), text()).unwrap();
-    std::fs::write(dir.path().join("recipe.toml"), RECIPE).unwrap();
-    dir
-}
-
-#[test]
-fn a_recipe_becomes_a_model_that_generates_and_is_measured() {
-    let dir = folder();
-    let d = dir.path();
-    let trained = json(&ok(&["train", "recipe.toml", "--json"], d));
-    assert_eq!(trained["summary"]["outcome"], "finished");
-    let generate = [
-        "generate",
-        "run",
-        "--prompt",
-        "the number",
-        "--tokens",
-        "12",
-        "--seed",
-        "3",
+    let out = dir.path().join("quick");
+    let result = json(&[
+        "quickstart",
+        "--text",
+        &text(),
+        "--minutes",
+        "0.1",
+        "--out",
+        arg(&out),
         "--json",
-    ];
-    let (a, b) = (json(&ok(&generate, d)), json(&ok(&generate, d)));
-    assert_eq!(a["text"], b["text"]);
-    let score = json(&ok(&["eval", "run", "--text", "text.txt", "--json"], d));
-    assert!(score["bits_per_byte"].as_f64().unwrap() < 8.1);
-    let explained = json(&ok(&["explain", "run", "--json"], d));
-    assert_eq!(explained["layers"].as_array().unwrap().len(), 2);
-    // A state that was saved goes on like the text it stands for.
-    ok(
-        &[
-            "generate",
-            "run",
-            "--prompt",
-            "the number 5",
-            "--tokens",
-            "1",
-            "--save-state",
-            "s.state",
-        ],
-        d,
-    );
-    ok(
-        &[
-            "generate",
-            "run",
-            "--load-state",
-            "s.state",
-            "--prompt",
-            " and",
-            "--tokens",
-            "3",
-        ],
-        d,
-    );
-    let e = refused(
-        &[
-            "generate",
-            "run",
-            "--prompt",
-            "x",
-            "--load-state",
-            "text.txt",
-        ],
-        d,
-    );
-    assert!(e.contains("text.txt"), "{e}");
-}
-
-#[test]
-fn a_study_is_resumable_and_sharded() {
-    let dir = folder();
-    let d = dir.path();
-    let study = format!(
-        "{RECIPE}\n[study.grid]\nmodel.layers = [\"gdn2\", \"attention\"]\ntrain.seed = [0, 1]\n"
-    );
-    std::fs::write(d.join("study.toml"), study).unwrap();
-    let half = json(&ok(&["study", "study.toml", "--shard", "1/2", "--json"], d));
-    assert_eq!(half["runs"].as_array().unwrap().len(), 2);
-    let all = json(&ok(&["study", "study.toml", "--json"], d));
-    assert_eq!(all["runs"].as_array().unwrap().len(), 4);
-    assert_eq!(all["runs"][0], half["runs"][0]);
-    assert!(d.join("run").join("report.html").is_file());
-    let mixers = json(&ok(&["mixers", "--json"], d));
-    for m in mixers.as_array().unwrap() {
-        for key in ["name", "paper", "forms", "state_bytes", "devices"] {
-            assert!(!m[key].is_null(), "{key} of {m}");
-        }
-    }
-}
-
-#[test]
-fn quickstart_reports_what_scripts_rely_on() {
-    let dir = folder();
-    let said = ok(
-        &[
-            "quickstart",
-            "--text",
-            "text.txt",
-            "--minutes",
-            "0.05",
-            "--out",
-            "q",
-            "--json",
-        ],
-        dir.path(),
-    );
-    let report = json(&said);
+    ]);
     for key in [
         "bits_per_byte",
         "bigram_bits_per_byte",
-        "model_dir",
         "tokens_per_second",
         "parameters",
         "seconds",
     ] {
-        assert!(!report[key].is_null(), "{key}");
+        assert!(number(&result, key) > 0.0, "{key}: {result}");
     }
+    let models: Vec<&str> = result["models"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["layers"].as_str().unwrap())
+        .collect();
+    assert_eq!(models, ["3*gdn2 + attention", "attention", "gdn2"]);
+    let sizes: Vec<f64> = result["models"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| number(m, "parameters"))
+        .collect();
     assert!(
-        !report["sample"].as_str().unwrap().is_empty(),
-        "a sample is shown"
+        sizes.iter().all(|s| (s / sizes[0] - 1.0).abs() < 0.01),
+        "equal size: {sizes:?}"
     );
-    ok(
-        &["generate", "q", "--prompt", "the", "--tokens", "2"],
-        dir.path(),
-    );
+    assert!(!result["sample"].as_str().unwrap().is_empty());
+
+    let folder = result["model_dir"].as_str().unwrap();
+    let score = json(&["eval", folder, "--text", &text(), "--json"]);
+    assert!(number(&score, "bits_per_byte") < 8.0, "{score}");
 }
 
 #[test]
-fn bad_input_is_one_sentence() {
-    let dir = folder();
-    let d = dir.path();
-    let with = |from: &str, to: &str| {
-        std::fs::write(d.join("bad.toml"), RECIPE.replace(from, to)).unwrap()
-    };
-    with("d_model", "d_modle");
-    let e = refused(&["train", "bad.toml"], d);
-    assert!(e.contains("d_modle") && e.contains("d_model"), "{e}");
-    with("text.txt", "absent.txt");
-    assert!(refused(&["train", "bad.toml"], d).contains("absent.txt"));
-    std::fs::write(d.join("empty.txt"), "").unwrap();
-    with("text.txt", "empty.txt");
-    assert!(refused(&["train", "bad.toml"], d).contains("empty.txt"));
-    std::fs::write(d.join("latin.txt"), [b'a', 0xff, b'b']).unwrap();
-    with("text.txt", "latin.txt");
-    assert!(refused(&["train", "bad.toml"], d).contains("latin.txt"));
-    std::fs::write(d.join("short.txt"), "short").unwrap();
-    with("text.txt", "short.txt");
-    refused(&["train", "bad.toml"], d);
-    with("gdn2 +", "gdn3 +");
-    assert!(refused(&["train", "bad.toml"], d).contains("gdn3"));
-    refused(&["train", "nowhere.toml"], d);
-    refused(&["generate", "nowhere", "--prompt", "x"], d);
-    refused(&["eval", "nowhere", "--text", "text.txt"], d);
-}
-
-#[cfg(unix)]
-#[test]
-fn ctrl_c_writes_a_checkpoint_and_the_run_goes_on() {
-    let dir = folder();
-    let d = dir.path();
-    std::fs::write(
-        d.join("long.toml"),
-        RECIPE.replace("steps = 6", "steps = 100000"),
-    )
-    .unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_weft"))
-        .args(["train", "long.toml"])
-        .current_dir(d)
-        .stderr(std::process::Stdio::null())
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    // Long enough to be in the loop: the log has lines.
-    let begin = std::time::Instant::now();
-    let logged = || {
-        std::fs::read_dir(d.join("run")).is_ok_and(|mut f| {
-            f.any(|e| {
-                e.unwrap()
-                    .file_name()
-                    .to_string_lossy()
-                    .starts_with("step-")
-            })
-        })
-    };
-    while !logged() && begin.elapsed().as_secs() < 60 {
-        std::thread::sleep(std::time::Duration::from_millis(50));
+fn train_prints_a_summary_and_leaves_a_model_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.toml");
+    let out = dir.path().join("run");
+    std::fs::write(&path, recipe(&dir.path().join("elsewhere"), 5, "")).unwrap();
+    let result = json(&["train", arg(&path), "--out", arg(&out), "--json"]);
+    assert_eq!(result["summary"]["progress"]["step"], 5, "{result}");
+    assert_eq!(result["summary"]["outcome"], "finished", "{result}");
+    assert_eq!(result["model_dir"], arg(&out));
+    for file in [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "log.jsonl",
+        "recipe.toml",
+    ] {
+        assert!(out.join(file).is_file(), "{file}");
     }
-    Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert!(logged(), "a checkpoint is there");
+    assert!(!dir.path().join("elsewhere").exists());
+    assert!(succeed(&["train", arg(&path), "--out", arg(&out)]).contains("finished after 5 steps"));
+}
+
+#[test]
+fn settings_on_the_command_line_win_over_the_recipe() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.toml");
+    std::fs::write(&path, recipe(&dir.path().join("run"), 5, "")).unwrap();
+    let set = [
+        "--set",
+        "train.steps=2",
+        "--set",
+        "model.layers=attention",
+        "--set",
+        "data.sequence = 32",
+    ];
+    let result = json(&[&["train", arg(&path), "--json"][..], &set].concat());
+    assert_eq!(result["summary"]["progress"]["step"], 2);
+    let written = std::fs::read_to_string(dir.path().join("run/recipe.toml")).unwrap();
+    assert!(
+        written.contains("layers = \"attention\"") && written.contains("sequence = 32"),
+        "{written}"
+    );
+}
+
+#[test]
+fn generation_is_fixed_by_its_seed() {
+    let generate = |seed: &str| {
+        json(&[
+            "generate",
+            arg(model()),
+            "--prompt",
+            "let ",
+            "--tokens",
+            "30",
+            "--seed",
+            seed,
+            "--json",
+        ])
+    };
+    let (one, again, other) = (generate("1"), generate("1"), generate("2"));
+    assert_eq!(one["generation"]["ids"], again["generation"]["ids"]);
+    assert_ne!(one["generation"]["ids"], other["generation"]["ids"]);
+    let plain = succeed(&[
+        "generate",
+        arg(model()),
+        "--prompt",
+        "let ",
+        "--tokens",
+        "30",
+        "--seed",
+        "1",
+    ]);
+    assert_eq!(plain.strip_suffix('\n'), one["text"].as_str());
+}
+
+#[test]
+fn a_prompt_in_a_file_and_stop_strings() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("prompt.txt");
+    std::fs::write(&file, "let ").unwrap();
+    let greedy = |more: &[&str]| {
+        json(
+            &[
+                &[
+                    "generate",
+                    arg(model()),
+                    "--temperature",
+                    "0",
+                    "--tokens",
+                    "20",
+                    "--json",
+                ],
+                more,
+            ]
+            .concat(),
+        )
+    };
+    let from_file = greedy(&["--prompt-file", arg(&file)]);
+    assert_eq!(from_file["text"], greedy(&["--prompt", "let "])["text"]);
+    let text = from_file["text"].as_str().unwrap();
+    let stop: String = text.chars().skip(3).take(2).collect();
+    let stopped = greedy(&["--prompt", "let ", "--stop", &stop]);
+    assert_eq!(stopped["text"].as_str(), text.split(&stop).next());
+    assert_eq!(stopped["generation"]["finish"]["stop"], stop.as_str());
+}
+
+/// A prompt processed once, continued from the file of its state as if it had just been read.
+#[test]
+fn a_saved_state_goes_on_like_the_whole_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("prompt.state");
+    let greedy = |more: &[&str]| {
+        json(
+            &[
+                &["generate", arg(model()), "--temperature", "0", "--json"],
+                more,
+            ]
+            .concat(),
+        )
+    };
+    let start = "fn main() { let x = ";
+    let first = greedy(&[
+        "--prompt",
+        start,
+        "--tokens",
+        "4",
+        "--save-state",
+        arg(&state),
+    ]);
+    let said = first["text"].as_str().unwrap();
+    for end in ["1;", "vec![]"] {
+        let forked = greedy(&[
+            "--load-state",
+            arg(&state),
+            "--prompt",
+            end,
+            "--tokens",
+            "12",
+        ]);
+        let whole = greedy(&["--prompt", &format!("{start}{said}{end}"), "--tokens", "12"]);
+        assert_eq!(forked["text"], whole["text"], "{end}");
+    }
+}
+
+#[test]
+fn eval_gives_bits_per_byte_of_a_text() {
+    let score = json(&["eval", arg(model()), "--text", &text(), "--json"]);
+    let bits = number(&score, "bits_per_byte");
+    assert!((1.0..8.0).contains(&bits), "{score}");
+    assert!(
+        (number(&score, "loss") / std::f64::consts::LN_2 - bits).abs() < 1e-6,
+        "a token is a byte: {score}"
+    );
+    let plain = succeed(&["eval", arg(model()), "--text", &text()]);
+    assert!(
+        plain.starts_with(&format!("{bits:.4} bits per byte")),
+        "{plain}"
+    );
+}
+
+#[test]
+fn mixers_lists_the_registry() {
+    let list = json(&["mixers", "--width", "256", "--json"]);
+    let list = list.as_array().unwrap();
+    for mixer in list {
+        assert!(
+            !mixer["name"].as_str().unwrap().is_empty()
+                && !mixer["paper"].as_str().unwrap().is_empty()
+        );
+        assert!(
+            mixer["forms"]
+                .as_array()
+                .unwrap()
+                .contains(&"reference".into()),
+            "{mixer}"
+        );
+        assert_eq!(mixer["devices"][0], "cpu");
+        assert!(
+            number(mixer, "state_bytes") > 0.0 && number(mixer, "multiply_adds") > 0.0,
+            "{mixer}"
+        );
+    }
+    let grows =
+        |name: &str| list.iter().find(|m| m["name"] == name).unwrap()["state_grows"].clone();
+    assert_eq!(
+        (grows("attention"), grows("gdn2")),
+        (true.into(), false.into())
+    );
+    let table = succeed(&["mixers"]);
+    assert!(
+        list.iter()
+            .all(|m| table.contains(m["name"].as_str().unwrap())),
+        "{table}"
+    );
+}
+
+#[test]
+fn explain_says_what_runs_and_why() {
+    let result = json(&["explain", arg(model()), "--json"]);
+    let layers = result["layers"].as_array().unwrap();
+    let mixers: Vec<&str> = layers
+        .iter()
+        .map(|l| l["mixer"].as_str().unwrap())
+        .collect();
+    assert_eq!(mixers, ["gdn2", "attention"]);
+    assert_eq!(
+        (&layers[0]["prefill"]["form"], &layers[0]["decode"]["form"]),
+        (&"chunk".into(), &"step".into())
+    );
+    assert!(
+        layers
+            .iter()
+            .all(|l| !l["training"]["why"].as_str().unwrap().is_empty())
+    );
+    let plain = succeed(&["explain", arg(model())]);
+    assert!(plain.contains("gdn2") && plain.contains("chunk"), "{plain}");
+}
+
+fn study(dir: &Path) -> String {
+    let path = dir.join("grid.toml");
+    let grid = "[study.grid]\nmodel.layers = [\"gdn2\", \"attention\"]\ntrain.seed = [0, 1]\n";
+    std::fs::write(&path, recipe(&dir.join("grid"), 4, "") + grid).unwrap();
+    arg(&path).to_string()
+}
+
+#[test]
+fn a_study_in_shards_is_one_study() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = study(dir.path());
+    let half = json(&["study", &path, "--shard", "2/2", "--json"]);
+    assert_eq!(
+        (half["runs"].as_array().unwrap().len(), &half["planned"]),
+        (2, &4.into())
+    );
+    let whole = json(&["study", &path, "--shard", "1/2", "--json"]);
+    let runs = whole["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 4);
+    assert!(
+        runs.iter()
+            .all(|r| number(&r["metrics"], "bits_per_byte") < 9.0)
+    );
+    assert!(
+        runs.iter()
+            .all(|r| !r["curves"]["bits_per_byte"].as_array().unwrap().is_empty()),
+        "{}",
+        runs[0]["curves"]
+    );
+    let out = dir.path().join("grid");
+    let results: Value =
+        serde_json::from_slice(&std::fs::read(out.join("results.json")).unwrap()).unwrap();
+    assert_eq!(results["runs"].as_array().unwrap().len(), 4);
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("gdn2") && page.contains("<svg"));
+    assert!(out.join("plots/bits_per_byte.svg").is_file());
+}
+
+#[test]
+fn a_study_goes_on_where_it_was_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = study(dir.path());
+    let first = json(&["study", &path, "--json"]);
+    let runs: Vec<String> = first["runs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["name"].as_str().unwrap().to_string())
+        .collect();
+    let file = |name: &str| dir.path().join("grid").join(name).join("run.json");
+    std::fs::remove_file(file(&runs[1])).unwrap();
+    let time = |name: &str| std::fs::metadata(file(name)).unwrap().modified().unwrap();
+    let kept = time(&runs[0]);
+    let output = run(&["study", &path]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(time(&runs[0]), kept, "a finished run is not run again");
+    assert!(file(&runs[1]).is_file());
+    assert!(common::stdout(&output).contains("bits per byte"));
 }

@@ -39,23 +39,22 @@ pub struct Args {
 impl Args {
     pub fn run(self) -> anyhow::Result<Outcome> {
         let mut study = Study::load(&self.recipe)?;
+        let file = &self.recipe;
+        let mut command = format!("weft study {}", file.display());
         if let Some(out) = self.out {
+            command += &format!(" --out {}", out.display());
             for run in &mut study.runs {
                 run.recipe.out = out.join(&run.name);
             }
             study.out = out;
         }
-        let file = &self.recipe;
-        let name = file
-            .file_stem()
-            .map_or("study".into(), |s| s.to_string_lossy().into_owned());
         let words = Words {
-            title: name.replace(['-', '_'], " "),
-            command: format!("weft study {}", file.display()),
+            title: study.title.clone(),
+            command,
             recipe: std::fs::read_to_string(file)
                 .with_context(|| format!("cannot read {}", file.display()))?,
             machine: machine(),
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: concat!("weft ", env!("CARGO_PKG_VERSION")).into(),
         };
         let Some(result) = study::run(&study, self.shard, words, true, interrupt::flag()?)? else {
             return Ok(Outcome::Interrupted);

@@ -14,6 +14,7 @@ const EXAMPLES: &str = "\
 Examples:
   weft train recipes/hybrid.toml
   weft train recipes/hybrid.toml --out runs/second
+  weft train recipes/hybrid.toml --set train.lr=3e-4 --set model.layers=gdn2 --out runs/gdn2
   weft train recipes/hybrid.toml --anew
 
 A run that was interrupted (Ctrl-C, a kill, a crash) goes on from its last checkpoint when the same command is given \
@@ -28,6 +29,9 @@ pub struct Args {
     /// The folder of the run instead of the recipe's
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Set a key of the recipe; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Remove checkpoints in the folder and begin again
     #[arg(long)]
     anew: bool,
@@ -38,7 +42,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(self) -> anyhow::Result<Outcome> {
-        let mut recipe = Recipe::load(&self.recipe)?;
+        let mut recipe = Recipe::load_with(&self.recipe, &self.set)?;
         if let Some(out) = self.out {
             recipe.out = out;
         }

@@ -84,8 +84,20 @@ impl Recipe {
     /// # Errors
     /// When the file is missing, or as [`Recipe::parse`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Self::load_with(path, &[] as &[&str])
+    }
+
+    /// Reads a recipe from a file and then settings such as `train.lr=3e-4`, which win over it, the last one most.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`]; what is wrong with a setting is told as of `--set` with its text.
+    pub fn load_with<S: AsRef<str>>(path: impl AsRef<Path>, settings: &[S]) -> Result<Self> {
         let path = path.as_ref();
-        Self::parse(&read_file(path)?, path)
+        let mut root = Node::parse(&read_file(path)?, &path.display().to_string())?;
+        for setting in settings {
+            root.merge(Node::parse_setting(setting.as_ref())?);
+        }
+        Self::from_node(root, path)
     }
 
     /// Reads a recipe from text; `name` is what errors call it.
@@ -95,7 +107,10 @@ impl Recipe {
     /// type, a value out of range, or keys that contradict each other.
     pub fn parse(text: &str, name: impl AsRef<Path>) -> Result<Self> {
         let name = name.as_ref();
-        let mut root = Node::parse(text, &name.display().to_string())?;
+        Self::from_node(Node::parse(text, &name.display().to_string())?, name)
+    }
+
+    fn from_node(mut root: Node, name: &Path) -> Result<Self> {
         if let Some(study) = root.remove("study") {
             return Err(study
                 .place

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Place {
     file: Arc<str>,
+    /// From 1; 0 where there are no lines.
     line: usize,
 }
 
@@ -43,17 +44,45 @@ impl Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
+        match self.line {
+            0 => f.write_str(&self.file),
+            line => write!(f, "{}:{line}", self.file),
+        }
     }
 }
 
 impl Node {
     /// Parses a whole TOML file; the result is a table with its keys in the order of the file.
     pub(super) fn parse(text: &str, file: &str) -> Result<Self> {
-        let reader = Reader {
+        Self::read(Reader {
             text,
             file: file.into(),
+            first_line: 1,
+        })
+    }
+
+    /// Reads `train.lr=3e-4` as it stands on a command line: one key of a recipe, where a text needs no quotes.
+    pub(super) fn parse_setting(setting: &str) -> Result<Self> {
+        let read = |text: &str| {
+            Self::read(Reader {
+                text,
+                file: format!("--set {setting}").into(),
+                first_line: 0,
+            })
         };
+        let Some((key, value)) = setting.split_once('=') else {
+            let reason = "there is no value: give key=value, such as train.steps=200";
+            return Err(Error::Recipe {
+                place: format!("--set {setting}"),
+                reason: reason.into(),
+            });
+        };
+        let quoted = toml::Value::String(value.trim().to_owned());
+        read(setting).or_else(|_| read(&format!("{key} = {quoted}")))
+    }
+
+    fn read(reader: Reader<'_>) -> Result<Self> {
+        let text = reader.text;
         match DeTable::parse(text) {
             Ok(table) => Ok(Self {
                 place: reader.place(0),
@@ -169,6 +198,7 @@ impl fmt::Display for Node {
 struct Reader<'a> {
     text: &'a str,
     file: Arc<str>,
+    first_line: usize,
 }
 
 impl Reader<'_> {
@@ -176,7 +206,7 @@ impl Reader<'_> {
         let before = &self.text.as_bytes()[..at.min(self.text.len())];
         Place {
             file: self.file.clone(),
-            line: 1 + before.iter().filter(|&&b| b == b'\n').count(),
+            line: self.first_line + before.iter().filter(|&&b| b == b'\n').count(),
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! ```toml
 //! [study]
+//! title = "Which mixer?"             # optional: the heading of the report
 //! base = "small.toml"                # optional: a recipe beside this file; keys given here win over it
 //!
 //! [study.grid]
@@ -31,6 +32,8 @@ const MAX_LABEL: usize = 40;
 /// Some runs to compare.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Study {
+    /// The heading of the report. Default the name of the file.
+    pub title: String,
     /// The folder of the study; each run has its own in it.
     pub out: PathBuf,
     /// The runs in the order of the grid.
@@ -88,11 +91,14 @@ impl Study {
             recipe.merge(root);
             root = recipe;
         }
+        let title = table
+            .text("title")?
+            .map_or_else(|| default_title(path), str::to_owned);
         table.finish()?;
-        Self::expand(&root, &axes(grid)?, path)
+        Self::expand(title, &root, &axes(grid)?, path)
     }
 
-    fn expand(base: &Node, axes: &[Axis], path: &Path) -> Result<Self> {
+    fn expand(title: String, base: &Node, axes: &[Axis], path: &Path) -> Result<Self> {
         let count = axes
             .iter()
             .try_fold(1usize, |count, axis| count.checked_mul(axis.values.len()));
@@ -102,6 +108,7 @@ impl Study {
         };
         let labels: Vec<&str> = axes.iter().map(|axis| label(axis, axes)).collect();
         let mut study = Self {
+            title,
             out: PathBuf::new(),
             runs: Vec::with_capacity(count),
         };
@@ -131,6 +138,12 @@ impl Study {
         }
         Ok(study)
     }
+}
+
+/// `quick-study.toml` is "quick study".
+fn default_title(path: &Path) -> String {
+    let name = path.file_stem().unwrap_or("study".as_ref());
+    name.to_string_lossy().replace(['-', '_'], " ")
 }
 
 /// The keys of the grid in the order of the file, written as `train.seed = [...]` or as tables in tables.
@@ -235,6 +248,7 @@ mod tests {
         let grid = "model.layers = [\"attention\", \"3*gdn2 + attention\"]\ntrain.seed = [0, 1]";
         let study = study(grid).unwrap();
         assert_eq!(study.out, Path::new("runs/s"));
+        assert_eq!(study.title, "s");
         let names: Vec<&str> = study.runs.iter().map(|run| run.name.as_str()).collect();
         let expected = [
             "layers-attention_seed-0",
@@ -284,9 +298,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("base.toml"), SMALL).unwrap();
         let path = folder.path().join("s.toml");
-        let text = "out = \"o\"\n[study]\nbase = \"base.toml\"\n[study.grid]\ntrain.lr = [1e-3]\n[train]\nseed = 4";
+        let text = "out = \"o\"\n[study]\nbase = \"base.toml\"\ntitle = \"Why?\"\n[study.grid]\ntrain.lr = [1e-3]\n[train]\nseed = 4";
         std::fs::write(&path, text).unwrap();
         let study = Study::load(&path).unwrap();
+        assert_eq!(study.title, "Why?");
         let recipe = &study.runs[0].recipe;
         assert_eq!(
             (recipe.train.seed, recipe.train.budget),

@@ -14,6 +14,9 @@ use super::table::{Columns, best, columns, metric_keys};
 const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");
 
+/// From this ratio of parameters on, a comparison says that it is one of unequal sizes.
+const UNEQUAL: f64 = 1.05;
+
 /// The page. `figures` are those of [`super::plot::figures`].
 pub fn html(study: &StudyResult, figures: &[Figure]) -> String {
     let groups = groups(study);
@@ -58,7 +61,25 @@ fn summary(study: &StudyResult, groups: &[Group]) -> String {
         .filter(|s| s.is_finite())
         .sum();
     let _ = write!(text, ", {} of training in all.", duration(seconds));
+    text += &sizes(study);
     format!("<p class=\"lead\">{} {text}</p>\n", finding(study, groups))
+}
+
+/// A warning where configurations of unequal size are compared.
+fn sizes(study: &StudyResult) -> String {
+    let sizes = study
+        .runs
+        .iter()
+        .map(|run| run.parameters)
+        .filter(|&n| n > 0);
+    match (sizes.clone().min(), sizes.max()) {
+        (Some(least), Some(most)) if most as f64 > UNEQUAL * least as f64 => format!(
+            " Sizes differ: {} to {} parameters.",
+            short(least as f64),
+            short(most as f64)
+        ),
+        _ => String::new(),
+    }
 }
 
 fn finding(study: &StudyResult, groups: &[Group]) -> String {

@@ -25,7 +25,6 @@
 //! assert!(weft_train::report::table(&study).contains("1.830 ± 0.014"));
 //! ```
 
-mod file;
 mod format;
 mod group;
 mod html;
@@ -38,7 +37,9 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-pub use file::replace_file;
+use crate::error::{Error, Result};
+use crate::files::write_atomic;
+
 pub use format::{bytes, duration, short};
 pub use group::{Group, Spread, groups};
 pub use html::html;
@@ -46,45 +47,19 @@ pub use metric::{Direction, Metric};
 pub use result::{AxisValue, RunResult, StudyResult};
 pub use table::{plain, table};
 
-/// Why a report could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file system refused; the previous version of the file, if there was one, is still in place.
-    #[error("cannot write {}: {source}", path.display())]
-    Write {
-        /// The file that was to be written.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The drawing library refused.
-    #[error("cannot draw {what}: {reason}")]
-    Draw {
-        /// Which plot.
-        what: String,
-        /// What the library said.
-        reason: String,
-    },
-}
-
 /// Writes `results.json`, `report.html` and `plots/*.svg` into `dir`, which is created when missing.
 ///
-/// Each file is replaced as a whole ([`replace_file`]), so a reader never sees half of one. Returns the paths in the
-/// order they were written.
+/// Each file is replaced as a whole, so a reader never sees half of one. Returns the paths in the order they were
+/// written.
 ///
 /// # Errors
-/// [`Error::Write`] names the file that could not be written.
-pub fn write(study: &StudyResult, dir: &Path) -> Result<Vec<PathBuf>, Error> {
+/// When a file cannot be written; it is named, and its old content stays.
+pub fn write(study: &StudyResult, dir: &Path) -> Result<Vec<PathBuf>> {
     let plots = dir.join("plots");
-    std::fs::create_dir_all(&plots).map_err(|source| Error::Write {
-        path: plots.clone(),
-        source,
-    })?;
-    let json = serde_json::to_vec_pretty(study).map_err(|e| Error::Write {
-        path: dir.join("results.json"),
-        source: e.into(),
-    })?;
+    std::fs::create_dir_all(&plots).map_err(Error::io("write", &plots))?;
     let figures = plot::figures(study)?;
+    let json = serde_json::to_vec_pretty(study)
+        .map_err(|e| Error::content(&dir.join("results.json"), e.to_string()))?;
     let mut files = vec![
         (dir.join("results.json"), json),
         (dir.join("report.html"), html(study, &figures).into_bytes()),
@@ -95,10 +70,7 @@ pub fn write(study: &StudyResult, dir: &Path) -> Result<Vec<PathBuf>, Error> {
             .map(|f| (plots.join(f.file), f.svg.into_bytes())),
     );
     for (path, bytes) in &files {
-        replace_file(path, bytes).map_err(|source| Error::Write {
-            path: path.clone(),
-            source,
-        })?;
+        write_atomic(path, |out| out.write_all(bytes))?;
     }
     Ok(files.into_iter().map(|(path, _)| path).collect())
 }

@@ -189,6 +189,14 @@ fn the_page_is_self_contained_and_escaped() {
 }
 
 #[test]
+fn unequal_sizes_are_told() {
+    let mut study = two_by_two();
+    assert!(!html(&study, &[]).contains("Sizes differ"));
+    study.runs[0].parameters = 4_000_000;
+    assert!(html(&study, &[]).contains("Sizes differ: 3.21 M to 4.00 M parameters."));
+}
+
+#[test]
 fn an_unfinished_study_says_so() {
     let study = StudyResult {
         planned: 9,
@@ -224,8 +232,11 @@ fn a_directory_in_the_way_is_one_sentence_and_leaves_nothing_behind() {
         error.starts_with("cannot write ") && error.contains("report.html"),
         "{error}"
     );
-    let partial = std::fs::read_dir(dir.path())
-        .unwrap()
-        .any(|e| e.unwrap().file_name().to_string_lossy().contains("partial"));
+    let partial = std::fs::read_dir(dir.path()).unwrap().any(|e| {
+        e.unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with(".tmp-")
+    });
     assert!(!partial);
 }

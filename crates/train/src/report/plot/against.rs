@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::axis::{Axis, pad, range};
 use super::canvas::svg;
 use super::frame::{Frame, names_width, tick_width};
-use super::{Error, Figure, Metric, Plot, Style, describe};
+use super::{Figure, Metric, Plot, Style, describe};
+use crate::error::Result;
 use crate::report::group::{Spread, label, varying};
 use crate::report::result::AxisValue;
 
@@ -20,12 +21,7 @@ struct Series {
 
 impl Plot<'_> {
     /// The metric against a numeric axis, one line per combination of the other axes.
-    pub(super) fn against(
-        &self,
-        key: &str,
-        axis: &str,
-        title: &str,
-    ) -> Result<Option<Figure>, Error> {
+    pub(super) fn against(&self, key: &str, axis: &str, title: &str) -> Result<Option<Figure>> {
         let mut series: Vec<(BTreeMap<&str, &AxisValue>, Series)> = Vec::new();
         let others: Vec<&str> = varying(self.study)
             .into_iter()
@@ -80,7 +76,7 @@ impl Plot<'_> {
     }
 
     /// The metric against tokens per second: one point per configuration.
-    pub(super) fn against_speed(&self, key: &str) -> Result<Option<Figure>, Error> {
+    pub(super) fn against_speed(&self, key: &str) -> Result<Option<Figure>> {
         let one = |(group, style): (&crate::report::Group, &Style)| {
             let speed = group
                 .spread(|run| Some(run.tokens_per_second).filter(|s| *s > 0.0))
@@ -113,7 +109,7 @@ impl Plot<'_> {
         mut series: Vec<Series>,
         file: String,
         caption: String,
-    ) -> Result<Option<Figure>, Error> {
+    ) -> Result<Option<Figure>> {
         for one in &mut series {
             one.points.retain(|(_, spread)| spread.mean.is_finite());
             one.points.sort_by(|a, b| a.0.total_cmp(&b.0));

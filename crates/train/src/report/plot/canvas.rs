@@ -10,7 +10,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, FontDesc, FontFamily, FontStyle, IntoTextStyle, ShapeStyle};
 
 use super::palette::{Ink, PAPER};
-use crate::report::Error;
+use crate::error::{Error, Result};
 
 const UNITS: f64 = 4.0;
 
@@ -35,16 +35,8 @@ pub struct Canvas<'a> {
 }
 
 /// Draws a picture of `width` x `height` pixels and returns it as a standalone SVG document.
-pub fn svg(
-    what: &str,
-    width: f64,
-    height: f64,
-    paint: impl FnOnce(&Canvas),
-) -> Result<String, Error> {
-    let fail = |reason: String| Error::Draw {
-        what: what.to_string(),
-        reason,
-    };
+pub fn svg(what: &str, width: f64, height: f64, paint: impl FnOnce(&Canvas)) -> Result<String> {
+    let fail = |reason: String| Error::Data(format!("cannot draw {what}: {reason}"));
     let (w, h) = ((width * UNITS) as u32, (height * UNITS) as u32);
     let mut svg = String::new();
     {
@@ -79,7 +71,7 @@ fn stroke(ink: &Ink, width: f64, opacity: f64) -> ShapeStyle {
 }
 
 impl Canvas<'_> {
-    fn keep<E: std::fmt::Display>(&self, outcome: Result<(), E>) {
+    fn keep<E: std::fmt::Display>(&self, outcome: std::result::Result<(), E>) {
         if let Err(error) = outcome {
             self.failure.borrow_mut().get_or_insert(error.to_string());
         }

@@ -4,7 +4,8 @@ use super::axis::{Axis, pad, range};
 use super::canvas::{Align, cut, svg};
 use super::frame::{Frame, LABEL, NAMES, names_width};
 use super::palette::{MUTED, TEXT};
-use super::{Error, Figure, Metric, Plot, best, describe};
+use super::{Figure, Metric, Plot, best, describe};
+use crate::error::Result;
 use crate::report::format;
 use crate::report::group::{Group, Spread};
 
@@ -13,7 +14,7 @@ const WIDTH: f64 = 860.0;
 
 impl Plot<'_> {
     /// The comparison, or nothing when no run has the metric.
-    pub(super) fn comparison(&self, key: &str) -> Result<Option<Figure>, Error> {
+    pub(super) fn comparison(&self, key: &str) -> Result<Option<Figure>> {
         let metric = Metric::of(key);
         let mut rows: Vec<(usize, &Group, Spread)> = self
             .groups

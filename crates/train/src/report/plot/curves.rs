@@ -3,7 +3,8 @@
 use super::axis::{Axis, pad, range};
 use super::canvas::{Point, svg};
 use super::frame::{Frame, names_width, tick_width};
-use super::{Error, Figure, Metric, Plot, describe};
+use super::{Figure, Metric, Plot, describe};
+use crate::error::Result;
 use crate::report::group::Spread;
 use crate::report::metric::Direction;
 
@@ -16,7 +17,7 @@ type Curve = Vec<(u64, Spread)>;
 
 impl Plot<'_> {
     /// The curves, or nothing when no run has two points of the metric.
-    pub(super) fn curves(&self, key: &str) -> Result<Option<Figure>, Error> {
+    pub(super) fn curves(&self, key: &str) -> Result<Option<Figure>> {
         let metric = Metric::of(key);
         let curves: Vec<Curve> = self.groups.iter().map(|g| g.curve(key)).collect();
         if curves.iter().all(|c| c.len() < 2) {

@@ -21,7 +21,8 @@ use std::collections::BTreeSet;
 use super::group::{Group, groups, varying};
 use super::metric::Metric;
 use super::result::StudyResult;
-use super::{Error, table};
+use super::table;
+use crate::error::Result;
 
 /// A plot, ready to be written or set into a page.
 #[derive(Clone, Debug)]
@@ -37,8 +38,8 @@ pub struct Figure {
 /// Every plot that the study has data for, the most telling first.
 ///
 /// # Errors
-/// [`Error::Draw`] when the drawing library refuses.
-pub fn figures(study: &StudyResult) -> Result<Vec<Figure>, Error> {
+/// When the drawing library refuses.
+pub fn figures(study: &StudyResult) -> Result<Vec<Figure>> {
     let groups = groups(study);
     let plot = Plot {
         study,
