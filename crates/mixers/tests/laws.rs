@@ -5,7 +5,8 @@ use std::sync::Once;
 
 use weft_mixers::laws::{LAWS, Subject};
 use weft_mixers::registry::MIXERS;
-use weft_tensor::{DType, Device, memory};
+use weft_mixers::{Params, Scope};
+use weft_tensor::{DType, Device, Tensor, memory};
 
 #[test]
 fn every_registered_mixer_obeys_the_laws() {
@@ -46,5 +47,37 @@ fn names_are_unique_and_pages_exist() {
             entry.name,
             entry.page
         );
+    }
+}
+
+#[test]
+fn absurd_sizes_are_refused_before_anything_is_allocated() {
+    let huge = u64::MAX;
+    for entry in MIXERS {
+        for key in [
+            "num_heads",
+            "head_dim",
+            "window",
+            "sinks",
+            "num_v_heads",
+            "head_v_dim",
+            "conv_size",
+        ] {
+            for value in [huge, huge / 2, 1 << 40] {
+                let mut options = (entry.samples)()[0].clone();
+                // Not every mixer knows every key: an unknown one is refused as well.
+                options.table.insert(key.into(), value.into());
+                let mut params = Params::new();
+                let nothing = |_: &str, _: &[usize]| -> weft_mixers::Result<Tensor> {
+                    panic!("a parameter was asked for")
+                };
+                let mut scope = Scope::from_source(&mut params, &nothing, &Device::Cpu);
+                assert!(
+                    (entry.build)(&options, &mut scope).is_err(),
+                    "{} took {key} = {value}",
+                    entry.name
+                );
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 
 use half::bf16;
 
+use crate::cpu::copy::round_bf16;
 use crate::cpu::math;
 
 /// The type of a tensor's elements.
@@ -86,9 +87,21 @@ macro_rules! element {
 }
 element!(f64, F64, |v| v, |v| v);
 element!(f32, F32, |v| v as f64, |v| v as f32);
-element!(bf16, BF16, |v: bf16| v.to_f64(), bf16::from_f64);
+element!(bf16, BF16, |v: bf16| v.to_f64(), bf16_of_f64);
 element!(i64, I64, |v| v as f64, |v| v as i64);
 element!(u8, U8, |v| v as f64, |v| v as u8);
+
+/// f64 to bf16 in one rounding, to nearest with ties to even. Going through the nearest f32 would round twice;
+/// an f32 rounded to odd keeps what decides the second rounding (Boldo & Melquiond 2008).
+fn bf16_of_f64(v: f64) -> bf16 {
+    let near = v as f32;
+    if f64::from(near) == v || v.is_nan() {
+        return round_bf16(near);
+    }
+    let beyond = f64::from(near).abs() > v.abs();
+    let toward_zero = near.to_bits() - u32::from(beyond);
+    round_bf16(f32::from_bits(toward_zero | 1))
+}
 
 /// f32 or f64: the types that kernels compute in. The transcendental functions are branch-free for f32,
 /// so that loops over them vectorise (see [`crate::cpu::math`]).

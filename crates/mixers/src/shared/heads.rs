@@ -10,6 +10,7 @@
 use serde::{Deserialize, Serialize};
 use weft_tensor::Tensor;
 
+use super::MAX_CHANNELS;
 use super::norm::RmsNorm;
 use super::rope::{Layout, Table};
 use crate::error::{Error, Result};
@@ -123,6 +124,13 @@ impl Heads {
             let detail = format!(
                 "num_heads {heads} must be a positive multiple of num_kv_heads {kv_heads}, head_dim {head_dim} positive"
             );
+            return Err(Error::config(mixer, detail));
+        }
+        // Room for every product of sizes below.
+        let fits = |n: usize| n.checked_mul(head_dim).is_some_and(|w| w <= MAX_CHANNELS);
+        if !fits(heads.saturating_mul(2)) {
+            let detail =
+                format!("{heads} heads of {head_dim} channels: at most {MAX_CHANNELS} fit a layer");
             return Err(Error::config(mixer, detail));
         }
         let rotated = (head_dim as f64 * c.partial_rotary_factor).round();

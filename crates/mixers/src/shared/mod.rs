@@ -5,3 +5,7 @@ pub mod flash;
 pub mod heads;
 pub mod norm;
 pub mod rope;
+
+/// Channels of all heads that a layer may have: more is a slip of the finger or a hostile config, and products of
+/// sizes would overflow.
+pub const MAX_CHANNELS: usize = 1 << 26;

@@ -23,6 +23,8 @@ use crate::state::State;
 use ring::Ring;
 
 const NAME: &str = "swa";
+/// Slots of a ring at most.
+const MAX_SLOTS: usize = 1 << 24;
 const FORMS: &[Form] = &[Form::Reference, Form::Chunk, Form::Step];
 
 /// The line of the registry.
@@ -86,6 +88,12 @@ impl SlidingWindow {
                 NAME,
                 "window 0: a query must see itself, give 1 or more",
             ));
+        }
+        if config.window.max(config.sinks) > MAX_SLOTS {
+            let detail = format!(
+                "window and sinks must not be above {MAX_SLOTS}: the ring is allocated whole"
+            );
+            return Err(Error::config(NAME, detail));
         }
         let rest = Options {
             d_model: options.d_model,

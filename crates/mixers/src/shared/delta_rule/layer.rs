@@ -19,6 +19,7 @@ use super::{CHUNK, Operands, delta_rule, delta_rule_step, recurrence};
 use crate::error::{Error, Result};
 use crate::mixer::{Call, Form, Mixer};
 use crate::params::{Init, Linear, Param, Scope};
+use crate::shared::MAX_CHANNELS;
 use crate::shared::norm::RmsNorm;
 use crate::state::{State, state_dtype};
 
@@ -68,6 +69,13 @@ impl Heads {
         if !value_heads.is_multiple_of(heads) {
             return refuse(format!(
                 "num_v_heads {value_heads} is not a multiple of num_heads {heads}"
+            ));
+        }
+        let channels = value_heads.saturating_mul(key_dim.max(value_dim));
+        if channels > MAX_CHANNELS || conv_size > MAX_CHANNELS {
+            return refuse(format!(
+                "{value_heads} value heads of {key_dim} by {value_dim} channels, {conv_size} taps: \
+                 at most {MAX_CHANNELS} channels fit a layer"
             ));
         }
         if conv_size < 2 {

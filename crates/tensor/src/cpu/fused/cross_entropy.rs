@@ -7,10 +7,11 @@ use crate::cpu::softmax::max_and_sum;
 use crate::dtype::{Element, Real};
 use crate::error::{Error, Result};
 use crate::memory::Buffer;
-use crate::storage::CpuStorage;
+use crate::storage::{CpuStorage, Stored};
 
 /// Losses of x [rows, n] (contiguous from `offset`) at `targets`, and the rows' log-sum-exp. A target of -1
-/// has loss 0; any other one outside 0..n is an error.
+/// has loss 0; any other one outside 0..n is an error. The log-sum-exp stays in the computing type: rounded to
+/// bf16 it would put every probability of the way back off by percents.
 pub fn forward(
     x: &CpuStorage,
     offset: usize,
@@ -41,12 +42,12 @@ pub fn forward(
         });
         let (mut loss, mut lse) = (
             Buffer::<T>::unwritten(targets.len()),
-            Buffer::<T>::unwritten(targets.len()),
+            Buffer::<T::Math>::unwritten(targets.len()),
         );
         for (r, pair) in both.chunks_exact(2).enumerate() {
-            (loss[r], lse[r]) = (T::down(pair[0]), T::down(pair[1]));
+            (loss[r], lse[r]) = (T::down(pair[0]), pair[1]);
         }
-        Ok([T::wrap(loss), T::wrap(lse)])
+        Ok([T::wrap(loss), <T::Math as Stored>::wrap(lse)])
     }
     each_float!("cross_entropy", x, x => run(&x[offset..][..targets.len() * n], targets, n))
 }
@@ -63,18 +64,19 @@ pub fn backward(
 ) -> Result<CpuStorage> {
     fn run<T: Scalar>(
         x: &[T],
-        lse: &[T],
+        lse: &CpuStorage,
         g: &[T],
         targets: &[i64],
         n: usize,
     ) -> Result<CpuStorage> {
+        let lse = lse.slice::<T::Math>("cross_entropy")?;
         let mut dx = Buffer::<T>::unwritten(x.len());
         for_rows(&mut dx, n, 4 * n, |r, out| {
             let Ok(target) = usize::try_from(targets[r]) else {
                 out.fill(T::down(T::Math::from_f64(0.0)));
                 return;
             };
-            let (row, lse, g) = (&x[r * n..][..n], lse[r].up(), g[r].up());
+            let (row, lse, g) = (&x[r * n..][..n], lse[r], g[r].up());
             vectorize(
                 #[inline(always)]
                 || {
@@ -88,7 +90,7 @@ pub fn backward(
         Ok(T::wrap(dx))
     }
     each_float!("cross_entropy", x, x => {
-        let (lse, g) = (same(x, lse)?, &same(x, g)?[og..][..targets.len()]);
+        let g = &same(x, g)?[og..][..targets.len()];
         run(&x[offset..][..targets.len() * n], lse, g, targets, n)
     })
 }
