@@ -66,7 +66,9 @@ pub fn save(path: &Path, owner: &str, states: &[&State]) -> Result<()> {
     let json = serde_json::to_string(&header).map_err(|e| fail(&e))?;
     let meta = HashMap::from([("weft".to_string(), json)]);
     let bytes = safetensors::serialize(views, Some(meta)).map_err(|e| fail(&e))?;
-    let beside = path.with_extension("partial");
+    let mut beside = path.as_os_str().to_owned();
+    // The process's number keeps two writers, and files that differ in their endings only, apart.
+    beside.push(format!(".{}.partial", std::process::id()));
     let write = || -> std::io::Result<()> {
         use std::io::Write;
         let mut f = std::fs::File::create(&beside)?;

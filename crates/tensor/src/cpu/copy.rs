@@ -39,7 +39,7 @@ pub fn cast(x: &CpuStorage, lx: &Layout, dtype: DType) -> CpuStorage {
         (_, DType::F64) => each_dtype!(x, b => copy_map::<_, f64>(b, lx, |v| v.to_f64())),
         (_, DType::F32) => each_dtype!(x, b => copy_map::<_, f32>(b, lx, |v| v.to_f64() as f32)),
         (_, DType::BF16) => {
-            each_dtype!(x, b => copy_map::<_, bf16>(b, lx, |v| bf16::from_f64(v.to_f64())))
+            each_dtype!(x, b => copy_map::<_, bf16>(b, lx, |v| <bf16 as Element>::from_f64(v.to_f64())))
         }
         (_, DType::I64) => each_dtype!(x, b => copy_map::<_, i64>(b, lx, |v| v.to_f64() as i64)),
         (_, DType::U8) => each_dtype!(x, b => copy_map::<_, u8>(b, lx, |v| v.to_f64() as u8)),

@@ -17,7 +17,7 @@ fn bits(dtype: DType, value: f64) -> u64 {
     match dtype {
         DType::F64 => value.to_bits(),
         DType::F32 => u64::from((value as f32).to_bits()),
-        DType::BF16 => u64::from(bf16::from_f64(value).to_bits()),
+        DType::BF16 => u64::from(<bf16 as Element>::from_f64(value).to_bits()),
         DType::I64 => i64::from_f64(value) as u64,
         DType::U8 => u64::from(u8::from_f64(value)),
     }

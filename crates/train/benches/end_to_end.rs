@@ -1,0 +1,157 @@
+//! End to end on the CPU, the rows of `benches/peers/torch_cpu.py`: training steps (forward, backward, AdamW) of a
+//! transformer and of a gdn2 hybrid, decoding of a larger hybrid, and the time per token of a recurrent model at
+//! positions 100 and 10,000. One JSON object per row; `ms` is the best median of three rounds, as the peer's is.
+//!
+//! ```text
+//! cargo bench -p weft-train --bench end_to_end -- [transformer|hybrid|decode|constant]
+//! ```
+
+use std::time::Instant;
+
+use serde_json::json;
+use weft_mixers::Call;
+use weft_models::{Config, LanguageModel, Run};
+use weft_tensor::{Device, Rng, memory, no_grad};
+use weft_train::optim::{Grads, Optimizer};
+use weft_train::recipe::Recipe;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const BATCH: usize = 8;
+const TOKENS: usize = 256;
+const VOCAB: usize = 2048;
+
+fn model(
+    layers: &str,
+    depth: usize,
+    width: usize,
+    hidden: usize,
+) -> Result<LanguageModel, Box<dyn std::error::Error>> {
+    let layers = layers
+        .parse::<weft_models::pattern::Pattern>()?
+        .layers(depth)?;
+    let mut config = Config::new(VOCAB, width, layers);
+    config.intermediate_size = hidden;
+    config.tie_word_embeddings = false;
+    let head_dim = if width < 512 { 64 } else { 128 };
+    for (mixer, dim) in [("gdn2", head_dim), ("attention", 64)] {
+        let table = json!({ "num_heads": width / dim, "head_dim": dim });
+        if let serde_json::Value::Object(table) = table {
+            config.mixers.insert(mixer.into(), table);
+        }
+    }
+    config
+        .mixers
+        .retain(|name, _| config.layer_types.contains(name));
+    Ok(LanguageModel::new(&config, 0, &Device::Cpu)?)
+}
+
+/// The best of three medians of `n` calls, in milliseconds, after warm-up.
+fn best_median(
+    n: usize,
+    mut f: impl FnMut() -> Outcome,
+) -> Result<f64, Box<dyn std::error::Error>> {
+    for _ in 0..3 {
+        f()?;
+    }
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        let mut times = Vec::with_capacity(n);
+        for _ in 0..n {
+            let begin = Instant::now();
+            f()?;
+            times.push(1e3 * begin.elapsed().as_secs_f64());
+        }
+        times.sort_by(f64::total_cmp);
+        best = best.min(times[n / 2]);
+    }
+    Ok(best)
+}
+
+/// Resident memory of this process in megabytes: now, and at its highest.
+fn rss() -> (f64, f64) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let read = |key: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(key));
+        line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<f64>().ok())
+            .map_or(f64::NAN, |kb| kb / 1024.0)
+    };
+    (read("VmRSS:"), read("VmHWM:"))
+}
+
+fn train(what: &str, layers: &str) -> Outcome {
+    let model = model(layers, 6, 256, 704)?;
+    let recipe = "[model]\nd_model = 8\nlayers = \"attention\"\n[data]\ntext = [\"-\"]\nsequence = 8\n[train]\nsteps = 1\nlr = 1e-4\n";
+    let recipe = Recipe::parse(recipe, "bench")?;
+    let mut optimizer = Optimizer::new(model.params(), &recipe.train.optimizer)?;
+    let mut rng = Rng::new(1);
+    let ms = best_median(10, || {
+        let ids = rng.integers(&[BATCH, TOKENS + 1], 0, VOCAB as i64, &Device::Cpu)?;
+        let mut grads = model.loss(&ids, &Run::default())?.mean_all()?.backward()?;
+        optimizer.step(&Grads::take(model.params(), &mut grads), 1.0, 1.0)?;
+        Ok(())
+    })?;
+    let peak = memory::usage().peak as f64 / 1e6;
+    println!(
+        "{}",
+        json!({ "what": what, "ms": ms, "tokens_per_second": 1e3 * (BATCH * TOKENS) as f64 / ms,
+            "parameters": model.params().count(), "peak_tensor_mb": peak, "peak_rss_mb": rss().1,
+            "threads": rayon::current_num_threads() })
+    );
+    Ok(())
+}
+
+/// Milliseconds per token from a position on.
+fn decode(
+    model: &LanguageModel,
+    position: usize,
+    n: usize,
+) -> Result<f64, Box<dyn std::error::Error>> {
+    let mut state = model.init_state(1)?;
+    let mut rng = Rng::new(2);
+    no_grad(|| {
+        let mut left = position;
+        while left > 0 {
+            let piece = left.min(512);
+            let ids = rng.integers(&[1, piece], 0, VOCAB as i64, &Device::Cpu)?;
+            model.forward_last(&ids, &mut state, &Call::default())?;
+            left -= piece;
+        }
+        best_median(n, || {
+            let id = rng.integers(&[1, 1], 0, VOCAB as i64, &Device::Cpu)?;
+            model.forward_last(&id, &mut state, &Call::default())?;
+            Ok(())
+        })
+    })
+}
+
+fn main() -> Outcome {
+    let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));
+    let wanted = |what: &str| only.as_deref().is_none_or(|o| o == what);
+    if wanted("transformer") {
+        train("transformer", "attention")?;
+    }
+    if wanted("hybrid") {
+        train("hybrid", "3*gdn2 + attention")?;
+    }
+    if wanted("decode") {
+        let model = model("3*gdn2 + attention", 12, 512, 1376)?;
+        let ms = decode(&model, 100, 100)?;
+        println!(
+            "{}",
+            json!({ "what": "decode", "ms": ms, "tokens_per_second": 1e3 / ms,
+                "parameters": model.params().count(), "peak_rss_mb": rss().1 })
+        );
+    }
+    if wanted("constant") {
+        let model = model("gdn2", 12, 512, 1376)?;
+        for position in [100, 10_000] {
+            let ms = decode(&model, position, 100)?;
+            println!(
+                "{}",
+                json!({ "what": "constant", "position": position, "ms": ms, "rss_mb": rss().0 })
+            );
+        }
+    }
+    Ok(())
+}
