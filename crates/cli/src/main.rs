@@ -14,13 +14,14 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use commands::{Cli, Outcome};
+use weft_tensor::in_pool;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    match logging::init().and_then(|()| cli.command.run()) {
+    match logging::init().and_then(|()| in_pool(|| cli.command.run())) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(130),
         Err(error) if output::is_closed(&error) => ExitCode::SUCCESS,

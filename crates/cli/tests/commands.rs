@@ -106,6 +106,44 @@ fn settings_on_the_command_line_win_over_the_recipe() {
 }
 
 #[test]
+fn weights_may_be_kept_in_bf16() {
+    let score = |weights: &str| {
+        let (model, text) = (arg(model()), text());
+        let result = json(&[
+            "eval",
+            model,
+            "--text",
+            &text,
+            "--weights",
+            weights,
+            "--json",
+        ]);
+        number(&result, "bits_per_byte")
+    };
+    let (exact, rounded) = (score("f32"), score("bf16"));
+    assert!(
+        exact != rounded && (exact / rounded - 1.0).abs() < 0.01,
+        "{exact} {rounded}"
+    );
+    let args = [
+        "generate",
+        arg(model()),
+        "--prompt",
+        "let ",
+        "--ignore-eos",
+        "--tokens",
+        "5",
+        "--weights",
+        "bf16",
+        "--json",
+    ];
+    assert_eq!(
+        json(&args)["generation"]["ids"].as_array().unwrap().len(),
+        5
+    );
+}
+
+#[test]
 fn generation_is_fixed_by_its_seed() {
     let generate = |seed: &str| {
         json(&[

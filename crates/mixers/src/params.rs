@@ -328,7 +328,11 @@ impl Linear {
     /// x [.., input] -> [.., output], in the dtype of x.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let bias = self.bias.as_ref().map(|b| b.cast(x.dtype())).transpose()?;
-        Ok(x.linear(&self.weight.cast(x.dtype())?, bias.as_ref())?)
+        let weight = match self.weight.get() {
+            w if w.dtype() == DType::BF16 => w,
+            w => w.to_dtype(x.dtype())?,
+        };
+        Ok(x.linear(&weight, bias.as_ref())?)
     }
 }
 

@@ -68,11 +68,14 @@ impl Head {
         Ok(Head { norm, weight })
     }
 
-    /// x [.., D] -> logits [.., V] in f32 (f64 for f64 models). The product runs in the dtype that the weights are
-    /// stored in: f32 for f32 masters under bf16 activations, and no conversion of a large matrix per call.
+    /// x [.., D] -> logits [.., V] in f32 (f64 for f64 models). Under f32 masters bf16 activations are widened, so that
+    /// no large matrix is converted per call.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let weight = self.weight.get();
-        let x = self.norm.forward(x)?.to_dtype(weight.dtype())?;
+        let x = match weight.dtype() {
+            DType::BF16 => self.norm.forward(x)?,
+            wide => self.norm.forward(x)?.to_dtype(wide)?,
+        };
         let logits = x.linear(&weight, None)?;
         Ok(match logits.dtype() {
             DType::BF16 => logits.to_dtype(DType::F32)?,

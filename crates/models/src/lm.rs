@@ -154,7 +154,7 @@ impl LanguageModel {
     /// The config with the dtype that the parameters have now, for `config.json`.
     pub fn stored_config(&self) -> Config {
         Config {
-            dtype: self.dtype(),
+            dtype: self.stack.embedding.dtype(),
             ..self.config.clone()
         }
     }
@@ -179,9 +179,28 @@ impl LanguageModel {
         self.stack.embedding.device()
     }
 
-    /// The dtype of activations in [`LanguageModel::forward`]: that of the embedding table.
+    /// The dtype of activations in [`LanguageModel::forward`]: that of the embedding table, but f32 over bf16 weights
+    /// on a CPU, which multiplies in f32 anyway.
     pub fn dtype(&self) -> DType {
-        self.stack.embedding.dtype()
+        match (self.device(), self.stack.embedding.dtype()) {
+            (Device::Cpu, DType::BF16) => DType::F32,
+            (_, stored) => stored,
+        }
+    }
+
+    /// Keep every matrix in another float dtype from now on: bf16 halves the bytes that a decoded token reads. Norms,
+    /// biases, filters, decay and time-step parameters stay as they are.
+    ///
+    /// # Errors
+    /// When `dtype` is no float dtype.
+    pub fn store_weights(&self, dtype: DType) -> Result<()> {
+        if !dtype.is_float() {
+            return Err(Error::Input(format!("weights cannot be kept in {dtype}")));
+        }
+        for p in self.params.iter().filter(|p| p.shape().len() == 2) {
+            p.set(&p.get().detach().to_dtype(dtype)?)?;
+        }
+        Ok(())
     }
 
     /// The state before the first token, for [`LanguageModel::forward`].

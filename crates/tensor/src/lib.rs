@@ -22,6 +22,7 @@ pub use autograd::{
     Context, Function, Gradients, apply, checkpoint, grad, grad_enabled, no_grad, recompute,
 };
 pub use cpu::gemm;
+pub use cpu::parallel::in_pool;
 pub use dtype::{DType, Element, Real};
 pub use error::{Error, Result};
 pub use half::bf16;

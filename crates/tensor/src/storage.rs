@@ -347,6 +347,22 @@ impl Storage {
             Ok(Storage::Cuda(cuda::linalg::matmul((a, la), (b, lb))?)))
     }
 
+    /// x [rows, k] in f32 times the transpose of w [n, k] in bf16, both contiguous and on the CPU.
+    pub fn linear_widening(
+        (x, lx): Operand,
+        (w, lw): Operand,
+        [rows, k, n]: [usize; 3],
+    ) -> Result<Storage> {
+        const OP: &str = "linear";
+        let (Storage::Cpu(x), Storage::Cpu(w)) = (x, w) else {
+            return devices_differ(OP, &[x, w]);
+        };
+        let x = &x.slice::<f32>(OP)?[lx.offset..][..rows * k];
+        let w = &w.slice::<bf16>(OP)?[lw.offset..][..n * k];
+        let y = cpu::linear::widening(x, w, [rows, k, n]);
+        Ok(Storage::Cpu(CpuStorage::F32(y)))
+    }
+
     /// Elements of `x` along `axis` at `index` (1-d, contiguous).
     pub fn index_select((x, lx): Operand, axis: usize, (i, li): Operand) -> Result<Storage> {
         dispatch!("index_select", (x, i) =>

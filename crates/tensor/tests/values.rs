@@ -1,7 +1,7 @@
 //! What the operations compute, against plain loops and by their properties.
 
 use proptest::prelude::*;
-use weft_tensor::{DType, Device, Rng, Tensor, bf16};
+use weft_tensor::{DType, Device, Rng, Tensor, bf16, grad};
 
 const CPU: Device = Device::Cpu;
 
@@ -364,4 +364,68 @@ proptest! {
             prop_assert!((p - q).abs() < 1e-9);
         }
     }
+}
+
+#[test]
+fn a_bf16_weight_under_f32_rows_counts_as_widened() {
+    let mut rng = Rng::new(7);
+    // Rows on both sides of the border, widths around the kernel's blocks, a weight that is a view.
+    for (rows, k, n) in [
+        (1, 1, 1),
+        (1, 64, 5),
+        (1, 200, 300),
+        (3, 130, 17),
+        (8, 63, 4),
+        (9, 65, 6),
+    ] {
+        let leaf = |rng: &mut Rng, shape: &[usize], dtype| {
+            let x = rng.normal(shape, 0.0, 1.0, dtype, &CPU).unwrap();
+            x.requires_grad().unwrap()
+        };
+        let x = leaf(&mut rng, &[1, rows, k], DType::F32);
+        let w = leaf(&mut rng, &[n, k], DType::BF16);
+        let narrow = x.linear(&w, None).unwrap();
+        let wide = w.to_dtype(DType::F64).unwrap().transpose(0, 1).unwrap();
+        let wide = x.to_dtype(DType::F64).unwrap().matmul(&wide).unwrap();
+        assert_eq!(narrow.shape(), [1, rows, n]);
+        let scale = (k as f64).sqrt();
+        let near = |a: &Tensor, b: &Tensor, tolerance: f64| {
+            let (a, b) = (list(a), list(b));
+            let far = a.iter().zip(&b).map(|(a, b)| (a - b).abs());
+            let far = far.fold(0.0, f64::max);
+            assert!(far <= tolerance, "{far} with {rows} rows of {k} to {n}");
+        };
+        near(&narrow, &wide, 1e-6 * scale);
+        let g = rng
+            .normal(&[1, rows, n], 0.0, 1.0, DType::F32, &CPU)
+            .unwrap();
+        let both = |y: &Tensor| {
+            let loss = y
+                .mul(&g.to_dtype(y.dtype()).unwrap())
+                .unwrap()
+                .sum_all()
+                .unwrap();
+            grad(&[&loss], None, &[&x, &w], false).unwrap()
+        };
+        let (got, want) = (both(&narrow), both(&wide));
+        near(
+            got[0].as_ref().unwrap(),
+            want[0].as_ref().unwrap(),
+            1e-5 * (n as f64).sqrt(),
+        );
+        // The weight's gradient is stored in bf16, as the weight is.
+        near(
+            got[1].as_ref().unwrap(),
+            want[1].as_ref().unwrap(),
+            0.04 * (rows as f64).sqrt(),
+        );
+        assert_eq!(got[1].as_ref().unwrap().dtype(), DType::BF16);
+    }
+    let x = Tensor::zeros(&[1, 4], DType::F32, &CPU);
+    let view = Tensor::zeros(&[4, 2], DType::BF16, &CPU)
+        .transpose(0, 1)
+        .unwrap();
+    assert_eq!(x.linear(&view, None).unwrap().shape(), [1, 2]);
+    let ids = Tensor::zeros(&[2, 4], DType::I64, &CPU);
+    assert!(x.linear(&ids, None).is_err());
 }

@@ -1,9 +1,9 @@
 //! End to end on the CPU, the rows of `benches/peers/torch_cpu.py`: training steps (forward, backward, AdamW) of a
-//! transformer and of a gdn2 hybrid, decoding of a larger hybrid, and the time per token of a recurrent model at
+//! transformer and of a gdn2 hybrid, decoding of a larger hybrid (weights in f32, in bf16), and the time per token of a recurrent model at
 //! positions 100 and 10,000. One JSON object per row; `ms` is the best median of three rounds, as the peer's is.
 //!
 //! ```text
-//! cargo bench -p weft-train --bench end_to_end -- [transformer|hybrid|decode|constant]
+//! cargo bench -p weft-train --bench end_to_end -- [transformer|hybrid|decode|decode_bf16|constant]
 //! ```
 
 use std::time::Instant;
@@ -11,7 +11,7 @@ use std::time::Instant;
 use serde_json::json;
 use weft_mixers::Call;
 use weft_models::{Config, LanguageModel, Run};
-use weft_tensor::{Device, Rng, memory, no_grad};
+use weft_tensor::{DType, Device, Rng, in_pool, memory, no_grad};
 use weft_train::optim::{Grads, Optimizer};
 use weft_train::recipe::Recipe;
 
@@ -125,7 +125,17 @@ fn decode(
     })
 }
 
+/// Bytes of all parameters.
+fn weights(model: &LanguageModel) -> f64 {
+    let sizes = model.params().iter().map(|p| p.get());
+    sizes.map(|t| (t.count() * t.dtype().size()) as f64).sum()
+}
+
 fn main() -> Outcome {
+    Ok(in_pool(|| rows().map_err(|e| e.to_string()))?)
+}
+
+fn rows() -> Outcome {
     let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));
     let wanted = |what: &str| only.as_deref().is_none_or(|o| o == what);
     if wanted("transformer") {
@@ -134,14 +144,17 @@ fn main() -> Outcome {
     if wanted("hybrid") {
         train("hybrid", "3*gdn2 + attention")?;
     }
-    if wanted("decode") {
-        let model = model("3*gdn2 + attention", 12, 512, 1376)?;
-        let ms = decode(&model, 100, 100)?;
-        println!(
-            "{}",
-            json!({ "what": "decode", "ms": ms, "tokens_per_second": 1e3 / ms,
-                "parameters": model.params().count(), "peak_rss_mb": rss().1 })
-        );
+    for (what, dtype) in [("decode", DType::F32), ("decode_bf16", DType::BF16)] {
+        if wanted(what) {
+            let model = model("3*gdn2 + attention", 12, 512, 1376)?;
+            model.store_weights(dtype)?;
+            let ms = decode(&model, 100, 100)?;
+            println!(
+                "{}",
+                json!({ "what": what, "ms": ms, "tokens_per_second": 1e3 / ms, "parameters": model.params().count(),
+                    "weights_mb": weights(&model) / 1e6, "peak_rss_mb": rss().1 })
+            );
+        }
     }
     if wanted("constant") {
         let model = model("gdn2", 12, 512, 1376)?;

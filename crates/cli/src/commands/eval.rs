@@ -32,6 +32,9 @@ pub struct Args {
     /// Start from an empty state every so many tokens
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
+    /// Keep the weights in this dtype [default: as stored]
+    #[arg(long, value_name = "DTYPE", value_enum)]
+    weights: Option<super::Weights>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -43,6 +46,9 @@ impl Args {
             bail!("--context is 0: give 1 or more tokens, or leave it out");
         }
         let model = folder::load(&self.model, &Device::Cpu)?;
+        if let Some(weights) = self.weights {
+            model.store_weights(weights.into())?;
+        }
         let tokenizer = folder::load_tokenizer(&self.model, model.config())?;
         let source = TextSource::read(&self.text)?;
         let texts: Vec<&str> = source.documents.iter().map(|d| d.text.as_str()).collect();

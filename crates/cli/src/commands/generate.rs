@@ -16,6 +16,7 @@ const EXAMPLES: &str = "\
 Examples:
   weft generate runs/quickstart --prompt \"fn \" --tokens 200
   weft generate runs/quickstart --prompt-file README.md --temperature 0 --json
+  weft generate runs/quickstart --prompt \"fn \" --weights bf16
   weft generate runs/quickstart --prompt-file long.txt --tokens 1 --save-state long.state
   weft generate runs/quickstart --load-state long.state --prompt \"And then\" --tokens 100";
 
@@ -58,6 +59,9 @@ pub struct Args {
     /// Go on after the end of a document
     #[arg(long)]
     ignore_eos: bool,
+    /// Keep the weights in this dtype; bf16 reads half the bytes per token [default: as stored]
+    #[arg(long, value_name = "DTYPE", value_enum)]
+    weights: Option<super::Weights>,
     /// Begin from a state that --save-state wrote
     #[arg(long, value_name = "FILE")]
     load_state: Option<PathBuf>,
@@ -81,6 +85,9 @@ impl Args {
             None => self.prompt.clone().unwrap_or_default(),
         };
         let model = folder::load(&self.model, &Device::Cpu)?;
+        if let Some(weights) = self.weights {
+            model.store_weights(weights.into())?;
+        }
         let tokenizer = folder::load_tokenizer(&self.model, model.config())?;
         let mut session = match &self.load_state {
             Some(file) => {

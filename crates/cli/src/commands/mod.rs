@@ -11,6 +11,7 @@ mod study;
 mod train;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use weft_tensor::DType;
 
 const AFTER: &str = "\
 Every command explains itself: weft <command> --help.
@@ -71,6 +72,22 @@ impl Command {
             Command::Mixers(args) => args.run(),
             Command::Completions(args) => args.run(),
             Command::Man(args) => args.run(),
+        }
+    }
+}
+
+/// The dtype in which weights are kept while a model runs.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Weights {
+    F32,
+    Bf16,
+}
+
+impl From<Weights> for DType {
+    fn from(weights: Weights) -> DType {
+        match weights {
+            Weights::F32 => DType::F32,
+            Weights::Bf16 => DType::BF16,
         }
     }
 }

@@ -118,6 +118,44 @@ fn bf16_activations_give_nearly_the_same_loss_in_f32() {
 }
 
 #[test]
+fn weights_kept_in_bf16_change_the_logits_by_their_rounding_alone() {
+    let (m, exact) = (model(DType::F32, 6), model(DType::F32, 6));
+    m.store_weights(DType::BF16).unwrap();
+    for (p, q) in m.params().iter().zip(exact.params().iter()) {
+        let kept = if p.shape().len() == 2 {
+            DType::BF16
+        } else {
+            DType::F32
+        };
+        assert_eq!(p.get().dtype(), kept, "{}", p.name());
+        // The same rounded weights, stored wide.
+        q.set(&p.get().to_dtype(DType::F32).unwrap()).unwrap();
+    }
+    assert_eq!(
+        (m.dtype(), m.stored_config().dtype),
+        (DType::F32, DType::BF16)
+    );
+    let ids = ids(2, 20, 7);
+    let logits = |m: &LanguageModel| {
+        let mut state = m.init_state(2).unwrap();
+        let mut call = |from, n| {
+            let ids = ids.narrow(1, from, n).unwrap();
+            m.forward_last(&ids, &mut state, &Call::default()).unwrap()
+        };
+        // Many rows, then few: both ways through a product.
+        [call(0, 19), call(19, 1)].map(|t| t.to_f64_vec().unwrap())
+    };
+    for (a, b) in logits(&m)
+        .iter()
+        .flatten()
+        .zip(logits(&exact).iter().flatten())
+    {
+        assert!((a - b).abs() < 2e-5, "{a} {b}");
+    }
+    assert!(m.store_weights(DType::I64).is_err());
+}
+
+#[test]
 fn ids_outside_the_vocabulary_are_named() {
     let m = model(DType::F32, 1);
     for bad in [257, -1, i64::MAX] {
@@ -223,7 +261,11 @@ fn absurd_models_are_refused_before_anything_is_allocated() {
     let huge = json!({"num_heads": 1 << 20, "head_dim": 1 << 20});
     c.mixers
         .insert("gdn2".into(), serde_json::from_value(huge).unwrap());
-    assert!(refuse(&c).contains("channels fit a layer"), "{}", refuse(&c));
+    assert!(
+        refuse(&c).contains("channels fit a layer"),
+        "{}",
+        refuse(&c)
+    );
     // A window has few parameters and an enormous state.
     let mut c = config(DType::F32);
     c.layer_types[1] = "swa".into();

@@ -7,6 +7,7 @@ pub mod fused;
 pub mod gemm;
 pub mod index;
 pub mod linalg;
+pub mod linear;
 pub mod math;
 pub mod matmul;
 pub mod parallel;

@@ -1,9 +1,11 @@
 //! Matrix products.
 
 use crate::autograd::record;
+use crate::cpu::linear::FEW_ROWS;
+use crate::dtype::DType;
 use crate::error::{Result, shape_error};
 use crate::layout::broadcast;
-use crate::storage::Storage;
+use crate::storage::{Device, Storage};
 use crate::tensor::{Tensor, need_float, same_dtype};
 
 impl Tensor {
@@ -48,7 +50,8 @@ impl Tensor {
         ))
     }
 
-    /// x W^T (+ bias): x [.., in], weight [out, in], bias [out] -> [.., out].
+    /// x W^T (+ bias): x [.., in], weight [out, in], bias [out] -> [.., out]. A bf16 weight
+    /// under a wider x counts as widened; few f32 rows widen it while it is read.
     pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         if weight.rank() != 2 || self.rank() == 0 || self.dim(-1)? != weight.shape()[1] {
             let (x, w) = (self.shape(), weight.shape());
@@ -62,11 +65,45 @@ impl Tensor {
         } else {
             self.clone()
         };
-        let y = x.matmul(&weight.transpose(0, 1)?)?;
+        let y = x.rows_times(weight)?;
         let y = if self.rank() == 1 { y.squeeze(0)? } else { y };
         match bias {
             Some(b) => y.add(b),
             None => Ok(y),
         }
+    }
+
+    /// x W^T for x [.., in] of two axes or more.
+    fn rows_times(&self, weight: &Tensor) -> Result<Tensor> {
+        if weight.dtype() != DType::BF16 {
+            same_dtype("linear", self, weight)?;
+        }
+        let [n, k] = weight.dims()?;
+        let rows = self.count() / k.max(1);
+        let narrow = (self.dtype(), weight.dtype()) == (DType::F32, DType::BF16);
+        if !narrow || rows > FEW_ROWS || !weight.is_contiguous() || self.device() != Device::Cpu {
+            return self.matmul(&weight.to_dtype(self.dtype())?.transpose(0, 1)?);
+        }
+        let x = self.contiguous()?;
+        let y = Storage::linear_widening(x.operand(), weight.operand(), [rows, k, n])?;
+        let shape = [&self.shape()[..self.rank() - 1], &[n]].concat();
+        let (flat, w) = (x.reshape(&[rows, k])?, weight.clone());
+        Ok(record(
+            "linear",
+            [&x, weight],
+            Tensor::new(y, &shape),
+            move |g, ctx| {
+                let g = g.reshape(&[rows, n])?;
+                let shape = [&shape[..shape.len() - 1], &[k]].concat();
+                Ok([
+                    ctx.needs(0)
+                        .then(|| g.matmul(&w.to_dtype(DType::F32)?)?.reshape(&shape))
+                        .transpose()?,
+                    ctx.needs(1)
+                        .then(|| g.transpose(0, 1)?.matmul(&flat)?.to_dtype(DType::BF16))
+                        .transpose()?,
+                ])
+            },
+        ))
     }
 }
