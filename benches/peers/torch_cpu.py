@@ -34,9 +34,14 @@ TRAINING = {
     "hybrid-blocks16": (replace(models.HYBRID, intra="blocks16"), False),
     "hybrid-blocks16-compile": (replace(models.HYBRID, intra="blocks16"), True),
 }
-DECODING = {"decode": (models.DECODE, False), "decode-compile": (models.DECODE, True)}
+# what -> (config, compiled, dtype). In bf16 the peer keeps everything in bf16, states too.
+DECODING = {
+    "decode": (models.DECODE, False, torch.float32),
+    "decode-compile": (models.DECODE, True, torch.float32),
+    "decode-bf16": (models.DECODE, False, torch.bfloat16),
+}
 ROWS = ("machine", *TRAINING, *DECODING)
-EAGER = ("transformer", "hybrid", "decode")
+EAGER = ("transformer", "hybrid", "decode", "decode-bf16")
 
 
 def peak_rss_mb() -> float:
@@ -102,9 +107,12 @@ def training_step(config, compiled: bool):
     return step, model
 
 
-def decoding_step(config, compiled: bool):
-    model = models.LanguageModel(config).eval()
-    states = model.init_state(1)
+def decoding_step(config, compiled: bool, dtype: torch.dtype):
+    model = models.LanguageModel(config).eval().to(dtype)
+    states = [
+        state.to(dtype) if torch.is_tensor(state) else tuple(x.to(dtype) for x in state)
+        for state in model.init_state(1)
+    ]
     token, position = torch.zeros(1, dtype=torch.long), 0
     forward = model.step
     if compiled:
