@@ -347,8 +347,8 @@ impl Storage {
             Ok(Storage::Cuda(cuda::linalg::matmul((a, la), (b, lb))?)))
     }
 
-    /// x [rows, k] in f32 times the transpose of w [n, k] in bf16, both contiguous and on the CPU.
-    pub fn linear_widening(
+    /// x [rows, k] in f32 times the transpose of w [n, k] in f32 or bf16, both contiguous and on the CPU.
+    pub fn linear_few_rows(
         (x, lx): Operand,
         (w, lw): Operand,
         [rows, k, n]: [usize; 3],
@@ -358,8 +358,11 @@ impl Storage {
             return devices_differ(OP, &[x, w]);
         };
         let x = &x.slice::<f32>(OP)?[lx.offset..][..rows * k];
-        let w = &w.slice::<bf16>(OP)?[lw.offset..][..n * k];
-        let y = cpu::linear::widening(x, w, [rows, k, n]);
+        let dims = [rows, k, n];
+        let y = match w {
+            CpuStorage::BF16(w) => cpu::linear::few_rows(x, &w[lw.offset..][..n * k], dims),
+            _ => cpu::linear::few_rows(x, &w.slice::<f32>(OP)?[lw.offset..][..n * k], dims),
+        };
         Ok(Storage::Cpu(CpuStorage::F32(y)))
     }
 

@@ -51,7 +51,7 @@ impl Tensor {
     }
 
     /// x W^T (+ bias): x [.., in], weight [out, in], bias [out] -> [.., out]. A bf16 weight
-    /// under a wider x counts as widened; few f32 rows widen it while it is read.
+    /// under a wider x counts as widened.
     pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         if weight.rank() != 2 || self.rank() == 0 || self.dim(-1)? != weight.shape()[1] {
             let (x, w) = (self.shape(), weight.shape());
@@ -75,35 +75,30 @@ impl Tensor {
 
     /// x W^T for x [.., in] of two axes or more.
     fn rows_times(&self, weight: &Tensor) -> Result<Tensor> {
-        if weight.dtype() != DType::BF16 {
+        let stored = weight.dtype();
+        if stored != DType::BF16 {
             same_dtype("linear", self, weight)?;
         }
-        let [n, k] = weight.dims()?;
-        let rows = self.count() / k.max(1);
-        let narrow = (self.dtype(), weight.dtype()) == (DType::F32, DType::BF16);
-        if !narrow || rows > FEW_ROWS || !weight.is_contiguous() || self.device() != Device::Cpu {
+        let ([n, k], (leading, _)) = (weight.dims()?, self.shape().split_at(self.rank() - 1));
+        let rows = leading.iter().product();
+        let on_cpu = self.dtype() == DType::F32 && self.device() == Device::Cpu;
+        if !on_cpu || k == 0 || rows > FEW_ROWS || !weight.is_contiguous() {
             return self.matmul(&weight.to_dtype(self.dtype())?.transpose(0, 1)?);
         }
         let x = self.contiguous()?;
-        let y = Storage::linear_widening(x.operand(), weight.operand(), [rows, k, n])?;
-        let shape = [&self.shape()[..self.rank() - 1], &[n]].concat();
-        let (flat, w) = (x.reshape(&[rows, k])?, weight.clone());
-        Ok(record(
-            "linear",
-            [&x, weight],
-            Tensor::new(y, &shape),
-            move |g, ctx| {
-                let g = g.reshape(&[rows, n])?;
-                let shape = [&shape[..shape.len() - 1], &[k]].concat();
-                Ok([
-                    ctx.needs(0)
-                        .then(|| g.matmul(&w.to_dtype(DType::F32)?)?.reshape(&shape))
-                        .transpose()?,
-                    ctx.needs(1)
-                        .then(|| g.transpose(0, 1)?.matmul(&flat)?.to_dtype(DType::BF16))
-                        .transpose()?,
-                ])
-            },
-        ))
+        let y = Storage::linear_few_rows(x.operand(), weight.operand(), [rows, k, n])?;
+        let y = Tensor::new(y, &[leading, &[n]].concat());
+        let (kept, w) = (x.clone(), weight.clone());
+        Ok(record("linear", [&x, weight], y, move |g, ctx| {
+            let dx = || g.matmul(&w.to_dtype(DType::F32)?);
+            let dw = || {
+                let g = g.reshape(&[rows, n])?.transpose(0, 1)?;
+                g.matmul(&kept.reshape(&[rows, k])?)?.to_dtype(stored)
+            };
+            Ok([
+                ctx.needs(0).then(dx).transpose()?,
+                ctx.needs(1).then(dw).transpose()?,
+            ])
+        }))
     }
 }
