@@ -123,6 +123,12 @@ impl Tensor {
 
     /// `start, start + 1, ..., end - 1` as i64 or, converted, as `dtype`.
     pub fn arange(start: i64, end: i64, dtype: DType, device: &Device) -> Result<Tensor> {
+        if let (Device::Cuda(_), true) = (device, end > start) {
+            // Counted there: an upload would wait for the GPU to catch up.
+            let ones = Tensor::ones(&[(end - start) as usize], DType::I64, device);
+            let count = ones.cumsum(0)?.add_scalar((start - 1) as f64)?;
+            return count.to_dtype(dtype);
+        }
         let data: Vec<i64> = (start..end).collect();
         let n = data.len();
         Tensor::from_vec(data, &[n], device)?.to_dtype(dtype)

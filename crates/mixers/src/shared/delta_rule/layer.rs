@@ -11,7 +11,7 @@
 //! g, b, w and the state are f32 (f64 for f64 activations). A mixer brings its [`Projections`]: what they are
 //! called, how they are laid out and how fine its gates are.
 
-use weft_tensor::{DType, Tensor, grad_enabled};
+use weft_tensor::{DType, Device, Tensor, grad_enabled};
 
 use super::conv::ShortConv;
 use super::decay::log_decay;
@@ -429,10 +429,19 @@ impl Mixer for DeltaLayer {
     }
 
     fn plan(&self, tokens: usize, training: bool) -> (Form, String) {
+        let gpu = self.norm.weight.get().device() != Device::Cpu;
         if tokens == 1 && !training {
-            return (Form::Step, "one token, in place on the state".into());
+            let why = match gpu {
+                false => "one token, in place on the state",
+                true => "one token, in tensor operations: this GPU kernel is yet to be written",
+            };
+            return (Form::Step, why.into());
         }
-        (Form::Chunk, format!("chunks of {CHUNK} tokens"))
+        let why = match gpu {
+            false => "",
+            true => ", as matrix products: this GPU kernel is yet to be written",
+        };
+        (Form::Chunk, format!("chunks of {CHUNK} tokens{why}"))
     }
 
     fn state_bytes(&self, _tokens: usize, dtype: DType) -> usize {

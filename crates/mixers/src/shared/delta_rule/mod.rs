@@ -36,6 +36,7 @@
 mod backward;
 mod blocks;
 mod chunk;
+mod composed;
 pub mod conv;
 pub mod decay;
 #[cfg(test)]
