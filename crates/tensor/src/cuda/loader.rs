@@ -95,10 +95,13 @@ fn find(lib: Lib) -> Result<Library, String> {
         } else {
             vec![path.clone()]
         };
-        return files
-            .iter()
-            .find_map(|f| open(f))
-            .ok_or_else(|| format!("{}={} cannot be opened", k.variable, path.display()));
+        return files.iter().find_map(|f| open(f)).ok_or_else(|| {
+            let at = path.display();
+            format!(
+                "{}={at} holds no library that can be opened; {}",
+                k.variable, k.missing
+            )
+        });
     }
     let by_name = k.names.iter().map(PathBuf::from);
     let by_path = folders()
