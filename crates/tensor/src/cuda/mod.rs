@@ -24,7 +24,7 @@ pub mod timing;
 mod transfer;
 mod walk;
 
-pub use context::{Context, context, count};
+pub use context::{Context, context, count, ready};
 pub use launch::Launch;
 pub use modules::Grid;
 pub use source::{Source, Type, Variant};

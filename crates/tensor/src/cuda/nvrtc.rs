@@ -312,7 +312,9 @@ mod tests {
             return;
         }
         let done = AtomicUsize::new(0);
-        let count = || drop(done.fetch_add(1, Ordering::Relaxed));
+        let count = || {
+            done.fetch_add(1, Ordering::Relaxed);
+        };
         let found = check(SOURCES, &["sm_90".into()], &count).unwrap();
         assert!(found[0].modules > 100 && found[0].bytes > 0);
         assert_eq!(found[0].modules, done.into_inner());
