@@ -11,7 +11,7 @@
 //! No exponent is positive. A chunk is cut into blocks of 16 tokens: between blocks the exponent G_i - G_j is a sum of
 //! a part of each block, so that A and P are products of factors below 1; within a block it is taken token by token.
 
-use weft_tensor::{Result, Tensor};
+use weft_tensor::{DType, Result, Tensor};
 
 use super::L2_EPS;
 use super::op::Operands;
@@ -125,9 +125,15 @@ struct Decay {
 
 impl Decay {
     fn new(g: &Tensor) -> Result<Decay> {
+        // Further down e^g is 0, and a longer sum would cost the digits of its neighbours.
+        let floor = match g.dtype() {
+            DType::F64 => -800.0,
+            _ => -110.0,
+        };
+        let g = g.clamp(floor, f64::INFINITY)?;
         Ok(Decay {
             before: g.cumsum(-2)?,
-            behind: g.rev_cumsum(-2)?.sub(g)?,
+            behind: g.rev_cumsum(-2)?.sub(&g)?,
             total: g.sum(&[-2], true)?,
         })
     }

@@ -15,6 +15,7 @@ use weft_tensor::{DType, Device, Tensor, grad_enabled};
 
 use super::conv::ShortConv;
 use super::decay::log_decay;
+use super::step_gpu;
 use super::{CHUNK, Operands, delta_rule, delta_rule_step, recurrence};
 use crate::error::{Error, Result};
 use crate::mixer::{Call, Form, Mixer};
@@ -431,11 +432,16 @@ impl Mixer for DeltaLayer {
     fn plan(&self, tokens: usize, training: bool) -> (Form, String) {
         let gpu = self.norm.weight.get().device() != Device::Cpu;
         if tokens == 1 && !training {
-            let why = match gpu {
-                false => "one token, in place on the state",
-                true => "one token, in tensor operations: this GPU kernel is yet to be written",
+            let h = &self.heads;
+            let why = match gpu && !step_gpu::fits(h.key_dim, h.value_dim, DType::F32) {
+                false => "one token, in place on the state".into(),
+                true => format!(
+                    "one token in tensor operations: the kernel takes f32 states with 64, 128 or 256 key channels \
+                     and a multiple of 32 value channels, not {} by {}",
+                    h.key_dim, h.value_dim
+                ),
             };
-            return (Form::Step, why.into());
+            return (Form::Step, why);
         }
         let why = match gpu {
             false => "",

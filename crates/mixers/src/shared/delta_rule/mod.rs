@@ -51,6 +51,7 @@ mod op;
 mod op_tests;
 mod reference;
 mod step;
+pub(crate) mod step_gpu;
 #[cfg(test)]
 mod tests;
 

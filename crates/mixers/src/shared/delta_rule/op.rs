@@ -6,7 +6,7 @@ use weft_tensor::{
 };
 
 use super::chunk::{self, Saved};
-use super::{Dims, Gate, Inputs, backward, composed, reference};
+use super::{Dims, Gate, Inputs, backward, composed, reference, step_gpu};
 
 /// Operands of the rule. The state's dtype (f32 or f64) is what everything is computed in; the other operands
 /// may have any float dtype, and the outputs get that of `qkv`.
@@ -158,7 +158,12 @@ pub fn delta_rule_step(x: Operands) -> Result<(Tensor, Tensor)> {
     }
     let dtype = x.qkv.dtype();
     let (o, state) = match x.state.dtype() {
-        _ if x.state.device() != Device::Cpu => reference::recurrence(&x.prepared()?)?,
+        state if x.state.device() != Device::Cpu => {
+            match step_gpu::fits(dims.key_dim, dims.value_dim, state) {
+                true => step_gpu::step(x, dims)?,
+                false => reference::recurrence(&x.prepared()?)?,
+            }
+        }
         DType::F64 => step::<f64>(x, dims)?,
         _ => step::<f32>(x, dims)?,
     };
