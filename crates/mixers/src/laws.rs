@@ -9,7 +9,7 @@ mod subject;
 
 pub use subject::{Outcome, Subject};
 
-use weft_tensor::Tensor;
+use weft_tensor::{Device, Tensor};
 
 use crate::error::Result;
 use crate::mixer::{Call, Form};
@@ -18,6 +18,18 @@ use subject::broken;
 
 /// Sequence lengths around the borders of chunks, tiles and windows.
 pub const LENGTHS: [usize; 10] = [1, 2, 15, 16, 17, 63, 64, 65, 127, 1000];
+
+/// Where the suite and the golden layers run: `WEFT_TEST_DEVICE` (cpu or cuda), else the CPU.
+///
+/// # Panics
+/// If that device is not there: a suite that was to run on it must not pass without it.
+pub fn test_device() -> Device {
+    match std::env::var("WEFT_TEST_DEVICE").as_deref() {
+        Ok("cuda") => Device::cuda(0).unwrap_or_else(|e| panic!("WEFT_TEST_DEVICE=cuda: {e}")),
+        Ok("cpu") | Err(_) => Device::Cpu,
+        Ok(other) => panic!("WEFT_TEST_DEVICE={other}: give cpu or cuda"),
+    }
+}
 
 /// A law by name.
 pub type Law = (&'static str, fn(&Subject) -> Outcome);

@@ -21,6 +21,12 @@ pub mod sliding_window;
 pub mod state;
 pub mod state_file;
 
+/// The CUDA kernels of this crate, for `weft kernels`.
+pub static KERNELS: &[&weft_tensor::cuda::Source] = &[
+    &shared::cache_rows::KERNELS,
+    &shared::delta_rule::step_gpu::KERNELS,
+];
+
 pub use error::{Error, Result};
 pub use mixer::{Call, Form, Mixer};
 pub use params::{Init, Linear, Param, Params, Scope};

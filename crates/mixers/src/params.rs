@@ -3,7 +3,7 @@
 //! checkpoint. Layers keep [`Param`] handles; optimisers and savers walk [`Params`].
 
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, RwLockWriteGuard};
 
 use weft_tensor::{DType, Device, Rng, Tensor};
 
@@ -133,12 +133,44 @@ impl Param {
 
     /// Change the elements in place, without a copy if no graph holds them any more: what optimisers do.
     pub fn update<T: weft_tensor::Stored, R>(&self, f: impl FnOnce(&mut [T]) -> R) -> Result<R> {
+        Ok(self.lend().write(f)?)
+    }
+
+    /// The value to be changed in place, without its history; the parameter is locked until it is dropped.
+    pub fn lend(&self) -> Lent<'_> {
         let mut lock = self.0.value.write().unwrap_or_else(|e| e.into_inner());
-        let empty = Tensor::zeros(&[], DType::U8, &lock.device());
-        let mut value = std::mem::replace(&mut *lock, empty).into_detached();
-        let result = value.write(f);
-        *lock = value.requires_grad()?;
-        Ok(result?)
+        let empty = Tensor::zeros(&[], DType::U8, &Device::Cpu);
+        let value = std::mem::replace(&mut *lock, empty).into_detached();
+        Lent { lock, value }
+    }
+}
+
+/// A parameter's value on loan: see [`Param::lend`].
+pub struct Lent<'a> {
+    lock: RwLockWriteGuard<'a, Tensor>,
+    value: Tensor,
+}
+
+impl std::ops::Deref for Lent<'_> {
+    type Target = Tensor;
+    fn deref(&self) -> &Tensor {
+        &self.value
+    }
+}
+
+impl std::ops::DerefMut for Lent<'_> {
+    fn deref_mut(&mut self) -> &mut Tensor {
+        &mut self.value
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        std::mem::swap(&mut *self.lock, &mut self.value);
+        // Only integers have no gradients, and no parameter is of integers.
+        if let Ok(leaf) = self.lock.requires_grad() {
+            *self.lock = leaf;
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Once;
 
-use weft_mixers::laws::{LAWS, Subject};
+use weft_mixers::laws::{LAWS, Subject, test_device};
 use weft_mixers::registry::MIXERS;
 use weft_mixers::{Params, Scope};
 use weft_tensor::{DType, Device, Tensor, memory};
@@ -12,6 +12,7 @@ use weft_tensor::{DType, Device, Tensor, memory};
 fn every_registered_mixer_obeys_the_laws() {
     static POISON: Once = Once::new();
     POISON.call_once(|| memory::poison(true));
+    let device = test_device();
     assert!(!MIXERS.is_empty(), "no mixer is registered");
     let mut broken = vec![];
     for entry in MIXERS {
@@ -19,7 +20,9 @@ fn every_registered_mixer_obeys_the_laws() {
         assert!(!samples.is_empty(), "{} has no sample settings", entry.name);
         for options in &samples {
             for dtype in [DType::F64, DType::F32] {
-                let subject = Subject::new(entry, options, dtype, &Device::Cpu).unwrap();
+                // A whole suite takes a while: a hint of where it is.
+                eprintln!("{} {dtype} on {device}", entry.name);
+                let subject = Subject::new(entry, options, dtype, &device).unwrap();
                 for (name, law) in LAWS {
                     if let Err(e) = law(&subject) {
                         let settings = serde_json::to_string(&options.table).unwrap();

@@ -79,8 +79,7 @@ pub fn explain(model: &LanguageModel, context: usize) -> Result<Explanation> {
         device: model.device().to_string(),
         context,
         state_bytes: layers.iter().map(|l| l.state_bytes).sum(),
-        cost_per_token: layers.iter().map(|l| l.cost_per_token).sum::<usize>()
-            + model.head().cost_per_token(),
+        cost_per_token: model.cost_per_token(context),
         layers,
     })
 }

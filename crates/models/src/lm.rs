@@ -174,6 +174,12 @@ impl LanguageModel {
         &self.stack.head
     }
 
+    /// Multiply-adds of one token at a context of `context` tokens, the head included.
+    pub fn cost_per_token(&self, context: usize) -> usize {
+        let block = |b: &Arc<Block>| b.mixer().cost_per_token(context) + b.mlp().cost_per_token();
+        self.blocks().iter().map(block).sum::<usize>() + self.head().cost_per_token()
+    }
+
     /// Where it lives.
     pub fn device(&self) -> Device {
         self.stack.embedding.device()
@@ -264,7 +270,7 @@ impl LanguageModel {
             )));
         }
         state.expect(self, b)?;
-        let ids = call.zero_padding(ids)?;
+        let ids = call.zero_padding(&ids.to_device(&self.device())?)?;
         let mut x = self.stack.embedding.forward(&ids, self.dtype())?;
         for (block, state) in self.stack.blocks.iter().zip(state.layers_mut()) {
             x = block.forward(&x, state, call)?;
@@ -284,6 +290,7 @@ impl LanguageModel {
                 "ids of shape [{b}, {n}]: a loss needs at least two tokens in a row"
             )));
         }
+        let ids = ids.to_device(&self.device())?;
         let mut x = self
             .stack
             .embedding
@@ -300,7 +307,8 @@ impl LanguageModel {
         Ok(logits.cross_entropy(&targets)?)
     }
 
-    /// Check that ids are [B, T] of i64 and, where valid, inside the vocabulary.
+    /// Check that ids are [B, T] of i64 and, where valid, inside the vocabulary. Ids on a GPU are not waited for: a
+    /// bad one is an error at the next wait.
     fn check_ids(&self, ids: &Tensor, lengths: Option<&[usize]>) -> Result<[usize; 2]> {
         let &[b, t] = ids.shape() else {
             let s = ids.shape();
@@ -318,6 +326,9 @@ impl LanguageModel {
             return Err(Error::Input(format!(
                 "lengths {lengths:?} do not fit {b} rows of {t} tokens"
             )));
+        }
+        if ids.device() != Device::Cpu {
+            return Ok([b, t]);
         }
         let vocab_size = self.config.vocab_size;
         for (i, id) in ids.to_vec::<i64>()?.into_iter().enumerate() {

@@ -4,21 +4,6 @@
 
 use weft_tensor::{DType, Device, Result, Rng, Tensor, cuda, grad};
 
-/// Median milliseconds of `f`.
-fn time(c: &cuda::Context, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
-    for _ in 0..3 {
-        f()?;
-    }
-    let mut all = vec![];
-    for _ in 0..21 {
-        let start = c.record()?;
-        f()?;
-        all.push(f64::from(start.until(&c.record()?)?));
-    }
-    all.sort_by(f64::total_cmp);
-    Ok(all[all.len() / 2])
-}
-
 fn products(c: &cuda::Context, d: &Device) -> Result<()> {
     let mut rng = Rng::new(1);
     for (dtype, n) in [
@@ -40,7 +25,7 @@ fn products(c: &cuda::Context, d: &Device) -> Result<()> {
             ("A B^T", a.clone(), b.transpose(0, 1)?),
             ("A^T B", a.transpose(0, 1)?, b.clone()),
         ] {
-            let ms = time(c, || x.matmul(&y).map(drop))?;
+            let ms = c.median_ms(|| x.matmul(&y).map(drop))?;
             println!(
                 "matmul {dtype:<5} {n}^3 {name:<6} {ms:8.3} ms {:8.1} TFLOP/s",
                 flops / ms / 1e9
@@ -163,7 +148,7 @@ fn primitives(c: &cuda::Context, d: &Device, dtype: DType, copy: f64) -> Result<
         ),
     ];
     for (name, passes, run) in &list {
-        let ms = time(c, run)?;
+        let ms = c.median_ms(run)?;
         let rate = passes * whole / ms / 1e6;
         println!(
             "{dtype:<5} {name:<22} {ms:8.3} ms {rate:8.0} GB/s {:5.0}% of copy",
@@ -208,7 +193,7 @@ fn main() -> Result<()> {
     );
     let n = 1usize << 30;
     let x = Tensor::ones(&[n], DType::F32, &d);
-    let ms = time(c, || x.add_scalar(0.0).map(drop))?;
+    let ms = c.median_ms(|| x.add_scalar(0.0).map(drop))?;
     let copy = 2.0 * 4.0 * n as f64 / ms / 1e6;
     println!("copy of 4 GiB {ms:8.3} ms {copy:8.0} GB/s");
     drop(x);

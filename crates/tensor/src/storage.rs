@@ -22,9 +22,9 @@ pub enum Device {
 }
 
 impl Device {
-    /// The GPU of that number, opened; one sentence if there is none.
+    /// The GPU of that number, opened; one sentence if it or a library that it needs is missing.
     pub fn cuda(ordinal: usize) -> Result<Device> {
-        cuda::context(ordinal)?;
+        cuda::ready(ordinal)?;
         Ok(Device::Cuda(ordinal))
     }
 

@@ -123,6 +123,12 @@ impl Tensor {
 
     /// `start, start + 1, ..., end - 1` as i64 or, converted, as `dtype`.
     pub fn arange(start: i64, end: i64, dtype: DType, device: &Device) -> Result<Tensor> {
+        if let (Device::Cuda(_), true) = (device, end > start) {
+            // Counted there: an upload would wait for the GPU to catch up.
+            let ones = Tensor::ones(&[(end - start) as usize], DType::I64, device);
+            let count = ones.cumsum(0)?.add_scalar((start - 1) as f64)?;
+            return count.to_dtype(dtype);
+        }
         let data: Vec<i64> = (start..end).collect();
         let n = data.len();
         Tensor::from_vec(data, &[n], device)?.to_dtype(dtype)
@@ -204,23 +210,13 @@ impl Tensor {
     ///
     /// Errors for another dtype and inside a gradient graph, where a value must not change.
     pub fn write<T: Stored, R>(&mut self, f: impl FnOnce(&mut [T]) -> R) -> Result<R> {
-        if self.0.edge.is_some() {
-            return Err(Error::Gradient(
-                "write: a tensor with gradient history cannot be changed in place".into(),
-            ));
-        }
         if self.dtype() != T::DTYPE {
             return dtype_error("write", self.dtype(), T::DTYPE.name());
         }
         if self.device() != Device::Cpu {
             return not_on_host("write", self);
         }
-        let whole = self.is_contiguous();
-        let unshared =
-            Arc::get_mut(&mut self.0).is_some_and(|i| Arc::get_mut(&mut i.storage).is_some());
-        if !(whole && unshared) {
-            *self = Tensor::new(Storage::copy(self.operand())?, self.shape());
-        }
+        self.own("write")?;
         let (start, count) = (self.0.layout.offset, self.count());
         let slice = Arc::get_mut(&mut self.0)
             .and_then(|i| Arc::get_mut(&mut i.storage))
@@ -230,6 +226,22 @@ impl Tensor {
             Some(s) => Ok(f(&mut s[start..start + count])),
             None => not_on_host("write", self),
         }
+    }
+
+    /// Make this the only holder of its elements, row-major, so that they may be changed in place.
+    pub(crate) fn own(&mut self, op: &'static str) -> Result<()> {
+        if self.0.edge.is_some() {
+            return Err(Error::Gradient(format!(
+                "{op}: a tensor with gradient history cannot be changed in place"
+            )));
+        }
+        let whole = self.is_contiguous();
+        let unshared =
+            Arc::get_mut(&mut self.0).is_some_and(|i| Arc::get_mut(&mut i.storage).is_some());
+        if !(whole && unshared) {
+            *self = Tensor::new(Storage::copy(self.operand())?, self.shape());
+        }
+        Ok(())
     }
 
     /// The value without its history, keeping sole ownership of the storage where this was the only holder.

@@ -129,32 +129,33 @@ fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
         .collect()
 }
 
-/// Lends the elements of an f32 tensor to the writer, without a copy.
-struct Moment<'a> {
-    shape: &'a [usize],
-    bytes: &'a [u8],
-}
+/// Gives the elements of an f32 tensor to the writer, without a copy if they are on the host.
+struct Moment(Tensor);
 
-impl<'a> Moment<'a> {
-    fn new(tensor: &'a Tensor) -> Result<Self> {
-        Ok(Self {
-            shape: tensor.shape(),
-            bytes: bytemuck::cast_slice(tensor.slice::<f32>()?),
-        })
+impl Moment {
+    fn new(tensor: &Tensor) -> Result<Self> {
+        let tensor = tensor.to_device(&Device::Cpu)?.contiguous()?;
+        tensor.slice::<f32>()?;
+        Ok(Self(tensor))
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // `new` has looked.
+        self.0.slice::<f32>().map_or(&[], bytemuck::cast_slice)
     }
 }
 
-impl View for Moment<'_> {
+impl View for Moment {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }
     fn shape(&self) -> &[usize] {
-        self.shape
+        self.0.shape()
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.bytes)
+        Cow::Borrowed(self.bytes())
     }
     fn data_len(&self) -> usize {
-        self.bytes.len()
+        self.0.bytes()
     }
 }

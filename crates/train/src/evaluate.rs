@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use weft_mixers::Call;
 use weft_models::tokenizer::Tokenizer;
 use weft_models::{LanguageModel, ModelState};
-use weft_tensor::{Tensor, no_grad};
+use weft_tensor::{Device, Tensor, no_grad};
 
 use crate::error::{Error, Result};
 
@@ -202,7 +202,8 @@ fn score_window(
         targets.resize(targets.len() + longest - n, -1);
     }
     let device = model.device();
-    let ids = Tensor::from_vec(ids, &[rows.len(), longest], &device)?;
+    // Checked on the host; the model moves them.
+    let ids = Tensor::from_vec(ids, &[rows.len(), longest], &Device::Cpu)?;
     let targets = Tensor::from_vec(targets, &[rows.len() * longest], &device)?;
     let full = lengths.iter().all(|&n| n == longest);
     let call = Call {
@@ -217,7 +218,6 @@ fn score_window(
 #[cfg(test)]
 mod tests {
     use weft_models::{Config, Run};
-    use weft_tensor::Device;
 
     use super::*;
 

@@ -51,6 +51,8 @@ pub struct Options {
     pub out: PathBuf,
     /// Seed of weights, data order and sample.
     pub seed: u64,
+    /// Where the models are trained.
+    pub device: Device,
     /// Whether to show progress on stderr.
     pub show: bool,
 }
@@ -123,12 +125,12 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Option<Report>> {
     let hybrid = LanguageModel::new(
         &config("3*gdn2 + attention", &tokenizer)?,
         options.seed,
-        &Device::Cpu,
+        &options.device,
     )?;
     let mut models = vec![("3*gdn2 + attention", options.out.clone(), hybrid)];
     for name in ["attention", "gdn2"] {
         let size = models[0].2.params().count();
-        let model = equal_in_size(name, size, &tokenizer, options.seed)?;
+        let model = equal_in_size(name, size, &tokenizer, options)?;
         models.push((name, options.out.join("baselines").join(name), model));
     }
 
@@ -238,16 +240,17 @@ fn equal_in_size(
     pattern: &str,
     size: usize,
     tokenizer: &Tokenizer,
-    seed: u64,
+    options: &Options,
 ) -> Result<LanguageModel> {
+    let Options { seed, device, .. } = options;
     let mut config = config(pattern, tokenizer)?;
-    let plain = LanguageModel::new(&config, seed, &Device::Cpu)?
+    let plain = LanguageModel::new(&config, *seed, &Device::Cpu)?
         .params()
         .count();
     let per_unit = 3 * WIDTH * DEPTH;
     let units = (size as f64 - plain as f64) / per_unit as f64;
     config.intermediate_size = (config.intermediate_size as f64 + units).round().max(16.0) as usize;
-    Ok(LanguageModel::new(&config, seed, &Device::Cpu)?)
+    Ok(LanguageModel::new(&config, *seed, device)?)
 }
 
 /// The time of one training step, after a first one that pays for memory. The learning rate is 0: the model stays as it
@@ -266,7 +269,8 @@ fn seconds_per_step(
         let mut gradients = loss.backward()?;
         drop(loss);
         let grads = Grads::take(model.params(), &mut gradients);
-        optimizer.step(&grads, 0.0, 1.0)
+        optimizer.step(&grads, 0.0, 1.0)?;
+        Ok(model.device().synchronize()?)
     };
     step()?;
     let begin = Instant::now();

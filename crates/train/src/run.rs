@@ -29,11 +29,11 @@ pub struct Prepared {
     pub run: Value,
 }
 
-/// Read the data and build the model.
+/// Read the data and build the model on a device.
 ///
 /// # Errors
 /// When the data is missing, too short or does not fit the tokenizer, or the model cannot be built.
-pub fn prepare(recipe: &Recipe) -> Result<Prepared> {
+pub fn prepare(recipe: &Recipe, device: &Device) -> Result<Prepared> {
     let data = Data::load(recipe)?;
     let vocab = recipe.model.vocab.unwrap_or(data.tokenizer.vocab_size());
     if vocab < data.tokenizer.vocab_size() {
@@ -44,7 +44,7 @@ pub fn prepare(recipe: &Recipe) -> Result<Prepared> {
     }
     let windows = data.corpus.train(recipe.data.sequence, vocab)?;
     let config = model_config(&recipe.model, vocab)?;
-    let model = LanguageModel::new(&config, recipe.train.seed, &Device::Cpu)?;
+    let model = LanguageModel::new(&config, recipe.train.seed, device)?;
     let compute = if recipe.train.bf16 {
         DType::BF16
     } else {
@@ -73,17 +73,18 @@ pub fn prepare(recipe: &Recipe) -> Result<Prepared> {
     })
 }
 
-/// Train what a recipe describes in its folder; `show` names the progress bar.
+/// Train what a recipe describes in its folder, on a device; `show` names the progress bar.
 ///
 /// # Errors
 /// As [`prepare`] and [`Trainer::run`].
 pub fn train(
     recipe: &Recipe,
+    device: &Device,
     start: Start,
     show: Option<String>,
     stop: &AtomicBool,
 ) -> Result<Summary> {
-    train_prepared(prepare(recipe)?, &recipe.out, start, show, stop)
+    train_prepared(prepare(recipe, device)?, &recipe.out, start, show, stop)
 }
 
 /// Train what [`prepare`] gave in a folder.
@@ -321,7 +322,7 @@ mod tests {
         let run = |train: &str, steps: u64| {
             let mut recipe = recipe("", train);
             recipe.out = out.path().to_owned();
-            let summary = super::train(&recipe, Start::Continue, None, &never)?;
+            let summary = super::train(&recipe, &Device::Cpu, Start::Continue, None, &never)?;
             assert_eq!(
                 (summary.outcome, summary.progress.step),
                 (Outcome::Finished, steps)
@@ -338,7 +339,9 @@ mod tests {
     #[test]
     fn what_cannot_be_built_is_one_sentence() {
         let refuse = |model: &str, part: &str| {
-            let error = prepare(&recipe(model, "steps = 1")).err().unwrap();
+            let error = prepare(&recipe(model, "steps = 1"), &Device::Cpu)
+                .err()
+                .unwrap();
             let error = error.to_string();
             assert!(error.contains(part) && !error.contains('\n'), "{error}");
         };
@@ -353,7 +356,7 @@ mod tests {
     #[test]
     fn each_mixer_is_told_the_heads_unless_its_table_says_otherwise() {
         let model = ", heads = 2, mixer.gdn2 = { head_dim = 4 }";
-        let prepared = prepare(&recipe(model, "steps = 1")).unwrap();
+        let prepared = prepare(&recipe(model, "steps = 1"), &Device::Cpu).unwrap();
         let table = &prepared.task.model.config().mixers["gdn2"];
         assert_eq!(
             (&table["num_heads"], &table["head_dim"]),

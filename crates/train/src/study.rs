@@ -67,12 +67,13 @@ pub struct Words {
     pub version: String,
 }
 
-/// Run what is left of the study's shard and collect everything that is finished. `Ok(None)` when `stop` was set.
+/// Run what is left of the study's shard on a device and collect everything that is finished. `Ok(None)` when `stop` was set.
 ///
 /// # Errors
 /// When a run fails; those before it stay finished.
 pub fn run(
     study: &Study,
+    device: &Device,
     shard: Shard,
     words: Words,
     show: bool,
@@ -83,7 +84,7 @@ pub fn run(
             continue;
         }
         let label = format!("{}/{} {}", i + 1, study.runs.len(), one.name);
-        if stop.load(Ordering::Relaxed) || !run_one(one, show.then_some(label), stop)? {
+        if stop.load(Ordering::Relaxed) || !run_one(one, device, show.then_some(label), stop)? {
             return Ok(None);
         }
     }
@@ -107,10 +108,15 @@ pub fn run(
 }
 
 /// Whether it was finished.
-fn run_one(one: &StudyRun, show: Option<String>, stop: &AtomicBool) -> Result<bool> {
+fn run_one(
+    one: &StudyRun,
+    device: &Device,
+    show: Option<String>,
+    stop: &AtomicBool,
+) -> Result<bool> {
     let begin = Instant::now();
     run::write_recipe(&one.recipe, &one.recipe.out)?;
-    let summary = match run::train(&one.recipe, Start::Continue, show, stop) {
+    let summary = match run::train(&one.recipe, device, Start::Continue, show, stop) {
         // A run that diverged is a result of the study, not its end.
         Err(Error::Diverged { .. }) => None,
         other => Some(other?),
@@ -233,9 +239,16 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let never = AtomicBool::new(false);
         let study = study(out.path());
-        let result = run(&study, Shard::default(), words(), false, &never)
-            .unwrap()
-            .unwrap();
+        let result = run(
+            &study,
+            &Device::Cpu,
+            Shard::default(),
+            words(),
+            false,
+            &never,
+        )
+        .unwrap()
+        .unwrap();
         assert_eq!((result.planned, result.runs.len()), (2, 2));
         for one in &result.runs {
             let steps = |name: &str| -> Vec<u64> {
@@ -260,16 +273,25 @@ mod tests {
         let (go, stop) = (AtomicBool::new(false), AtomicBool::new(true));
         let study = study(out.path());
         assert!(
-            run(&study, Shard::default(), words(), false, &stop)
-                .unwrap()
-                .is_none()
+            run(
+                &study,
+                &Device::Cpu,
+                Shard::default(),
+                words(),
+                false,
+                &stop
+            )
+            .unwrap()
+            .is_none()
         );
         let mut seen = Vec::new();
         for shard in ["2/2", "1/2", "1/1"] {
             let shard = shard.parse().unwrap();
             // When all is finished nothing is left to be stopped.
             let flag = if seen.len() < 2 { &go } else { &stop };
-            let result = run(&study, shard, words(), false, flag).unwrap().unwrap();
+            let result = run(&study, &Device::Cpu, shard, words(), false, flag)
+                .unwrap()
+                .unwrap();
             seen.push(result.runs);
         }
         assert_eq!(seen[0].len(), 1);

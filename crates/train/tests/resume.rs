@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use weft_tensor::Device;
 use weft_tensor::Rng;
 use weft_train::checkpoint::{OPTIMIZER_FILE, TRAINING_FILE};
 use weft_train::files::latest;
@@ -35,7 +36,7 @@ fn train(folder: &Path) -> Summary {
     let mut recipe = Recipe::parse(&text, "resume.toml").unwrap();
     recipe.out = folder.to_owned();
     let never = AtomicBool::new(false);
-    run::train(&recipe, Start::Continue, None, &never).unwrap()
+    run::train(&recipe, &Device::Cpu, Start::Continue, None, &never).unwrap()
 }
 
 #[test]

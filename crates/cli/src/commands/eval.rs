@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use weft_models::folder;
-use weft_tensor::Device;
 use weft_train::data::TextSource;
 use weft_train::evaluate::{EvalConfig, HeldOut, evaluate};
 
 use super::Outcome;
+use super::device::DeviceArg;
 use crate::output;
 
 const EXAMPLES: &str = "\
@@ -35,6 +35,8 @@ pub struct Args {
     /// Keep the weights in this dtype [default: as stored]
     #[arg(long, value_name = "DTYPE", value_enum)]
     weights: Option<super::Weights>,
+    #[command(flatten)]
+    device: DeviceArg,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -45,7 +47,7 @@ impl Args {
         if self.context == Some(0) {
             bail!("--context is 0: give 1 or more tokens, or leave it out");
         }
-        let model = folder::load(&self.model, &Device::Cpu)?;
+        let model = folder::load(&self.model, &self.device.open()?)?;
         if let Some(weights) = self.weights {
             model.store_weights(weights.into())?;
         }

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::value_parser;
 use weft_models::{explain, folder};
-use weft_tensor::Device;
 use weft_train::report;
 
 use super::Outcome;
+use super::device::DeviceArg;
 use crate::output;
 
 const EXAMPLES: &str = "\
@@ -24,6 +24,8 @@ pub struct Args {
     /// Tokens seen so far, for state and cost
     #[arg(long, value_name = "TOKENS", default_value_t = 4096, value_parser = value_parser!(u32).range(1..))]
     context: u32,
+    #[command(flatten)]
+    device: DeviceArg,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -31,7 +33,8 @@ pub struct Args {
 
 impl Args {
     pub fn run(self) -> anyhow::Result<Outcome> {
-        let model = folder::load(&self.model, &Device::Cpu)?;
+        let (device, why) = self.device.choose()?;
+        let model = folder::load(&self.model, &device)?;
         let result = explain(&model, self.context as usize)?;
         if self.json {
             output::json(&result)?;
@@ -82,6 +85,9 @@ impl Args {
             report::bytes(result.state_bytes),
             report::short(result.cost_per_token as f64),
         );
+        if let Some(why) = why {
+            text += &format!("On the CPU, because of {why}\n");
+        }
         output::print(text)?;
         Ok(Outcome::Done)
     }

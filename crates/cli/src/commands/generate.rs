@@ -7,9 +7,9 @@ use anyhow::Context;
 use serde_json::json;
 use weft_models::generate::Settings;
 use weft_models::{ModelState, Sampling, Session, folder};
-use weft_tensor::Device;
 
 use super::Outcome;
+use super::device::DeviceArg;
 use crate::output;
 
 const EXAMPLES: &str = "\
@@ -68,6 +68,8 @@ pub struct Args {
     /// Write the state after the last token
     #[arg(long, value_name = "FILE")]
     save_state: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArg,
     /// Print one JSON object instead of the text
     #[arg(long)]
     json: bool,
@@ -84,14 +86,15 @@ impl Args {
             }
             None => self.prompt.clone().unwrap_or_default(),
         };
-        let model = folder::load(&self.model, &Device::Cpu)?;
+        let device = self.device.open()?;
+        let model = folder::load(&self.model, &device)?;
         if let Some(weights) = self.weights {
             model.store_weights(weights.into())?;
         }
         let tokenizer = folder::load_tokenizer(&self.model, model.config())?;
         let mut session = match &self.load_state {
             Some(file) => {
-                let state = ModelState::load(file, &model, &Device::Cpu)?;
+                let state = ModelState::load(file, &model, &device)?;
                 Session::from_state(&model, &tokenizer, state)?
             }
             None => Session::new(&model, &tokenizer)?,

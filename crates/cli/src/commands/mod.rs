@@ -1,9 +1,11 @@
 //! The subcommands: one file each, registered in [`Command`].
 
 mod completions;
+mod device;
 mod eval;
 mod explain;
 mod generate;
+mod kernels;
 mod man;
 mod mixers;
 mod quickstart;
@@ -55,6 +57,7 @@ pub enum Command {
     Study(study::Args),
     Explain(explain::Args),
     Mixers(mixers::Args),
+    Kernels(kernels::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -70,6 +73,7 @@ impl Command {
             Command::Study(args) => args.run(),
             Command::Explain(args) => args.run(),
             Command::Mixers(args) => args.run(),
+            Command::Kernels(args) => args.run(),
             Command::Completions(args) => args.run(),
             Command::Man(args) => args.run(),
         }

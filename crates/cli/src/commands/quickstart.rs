@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use weft_train::{quickstart, report};
 
 use super::Outcome;
+use super::device::DeviceArg;
 use crate::{interrupt, output};
 
 const EXAMPLES: &str = "\
@@ -32,6 +33,8 @@ pub struct Args {
     /// Seed of weights, data order and sample
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    device: DeviceArg,
     /// Print one JSON object as the last line
     #[arg(long)]
     json: bool,
@@ -44,6 +47,7 @@ impl Args {
             minutes: self.minutes,
             out: self.out,
             seed: self.seed,
+            device: self.device.open()?,
             show: true,
         };
         let Some(result) = quickstart::run(&options, interrupt::flag()?)? else {

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use weft_tensor::{Device, cuda};
 use weft_train::recipe::Study;
 use weft_train::report;
 use weft_train::study::{self, Shard, Words};
 
 use super::Outcome;
+use super::device::DeviceArg;
 use crate::{interrupt, output};
 
 const EXAMPLES: &str = "\
@@ -31,6 +33,8 @@ pub struct Args {
     /// The folder of the study instead of the recipe's
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArg,
     /// Print the results as one JSON object
     #[arg(long)]
     json: bool,
@@ -48,15 +52,18 @@ impl Args {
             }
             study.out = out;
         }
+        let device = self.device.open()?;
         let words = Words {
             title: study.title.clone(),
             command,
             recipe: std::fs::read_to_string(file)
                 .with_context(|| format!("cannot read {}", file.display()))?,
-            machine: machine(),
+            machine: machine(device)?,
             version: concat!("weft ", env!("CARGO_PKG_VERSION")).into(),
         };
-        let Some(result) = study::run(&study, self.shard, words, true, interrupt::flag()?)? else {
+        let Some(result) =
+            study::run(&study, &device, self.shard, words, true, interrupt::flag()?)?
+        else {
             return Ok(Outcome::Interrupted);
         };
         let written = report::write(&result, &study.out)?;
@@ -74,12 +81,16 @@ impl Args {
     }
 }
 
-/// The processor's name and the number of cores.
-fn machine() -> String {
+/// The GPU's name, or the processor's and the number of cores.
+fn machine(device: Device) -> anyhow::Result<String> {
+    if let Device::Cuda(ordinal) = device {
+        return Ok(cuda::context(ordinal)?.name.clone());
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info
         .lines()
         .find_map(|l| l.strip_prefix("model name")?.split_once(": ").map(|p| p.1));
-    format!("{}, {cores} cores", model.unwrap_or(std::env::consts::ARCH))
+    let model = model.unwrap_or(std::env::consts::ARCH);
+    Ok(format!("{model}, {cores} cores"))
 }

@@ -8,6 +8,7 @@ use weft_train::run;
 use weft_train::trainer::{self, Start};
 
 use super::Outcome;
+use super::device::DeviceArg;
 use crate::{interrupt, output};
 
 const EXAMPLES: &str = "\
@@ -35,6 +36,8 @@ pub struct Args {
     /// Remove checkpoints in the folder and begin again
     #[arg(long)]
     anew: bool,
+    #[command(flatten)]
+    device: DeviceArg,
     /// Print one JSON object at the end
     #[arg(long)]
     json: bool,
@@ -56,7 +59,7 @@ impl Args {
             .file_stem()
             .map(|s| s.to_string_lossy().into_owned());
         let stop = interrupt::flag()?;
-        let prepared = run::prepare(&recipe)?;
+        let prepared = run::prepare(&recipe, &self.device.open()?)?;
         run::write_recipe(&recipe, &recipe.out)?;
         let parameters = prepared.task.model.params().count();
         let summary = run::train_prepared(prepared, &recipe.out, start, name, stop)?;

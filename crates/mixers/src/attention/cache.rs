@@ -1,10 +1,11 @@
 //! The growing cache of keys and values: tensors `k` and `v` [B, capacity, Hkv, D], row b filled up to its
 //! position. Without gradients new tokens are written in place; with gradients a new cache is composed.
 
-use weft_tensor::{DType, Stored, Tensor, bf16};
+use weft_tensor::Tensor;
 
 use super::in_place;
 use crate::error::Result;
+use crate::shared::cache_rows::write_rows;
 use crate::state::State;
 
 /// Slots for a number of tokens: a power of two, at least 64, so that growth costs little per token.
@@ -58,22 +59,7 @@ fn written(old: Tensor, starts: &[usize], new: &Tensor, slots: usize) -> Result<
         return Ok(new.contiguous()?);
     }
     let mut cache = grown(old, slots)?;
-    fn write<T: Stored>(cache: &mut Tensor, starts: &[usize], new: &Tensor) -> Result<()> {
-        let (slots, [_, t, h, d]) = (cache.dim(1)?, new.dims()?);
-        let (new, row) = (new.contiguous()?, h * d);
-        let new = new.slice::<T>()?;
-        Ok(cache.write::<T, _>(|cache| {
-            for (b, &start) in starts.iter().enumerate() {
-                let at = (b * slots + start) * row;
-                cache[at..at + t * row].copy_from_slice(&new[b * t * row..(b + 1) * t * row]);
-            }
-        })?)
-    }
-    match cache.dtype() {
-        DType::F64 => write::<f64>(&mut cache, starts, new)?,
-        DType::BF16 => write::<bf16>(&mut cache, starts, new)?,
-        _ => write::<f32>(&mut cache, starts, new)?,
-    }
+    write_rows(&mut cache, starts, new)?;
     Ok(cache)
 }
 

@@ -97,10 +97,7 @@ impl Mixer for Attention {
         let mut state = State::new(NAME, batch);
         for name in ["k", "v"] {
             let shape = [batch, 0, self.heads.kv_heads, self.heads.head_dim];
-            state.put(
-                name,
-                Tensor::zeros(&shape, dtype, &weft_tensor::Device::Cpu),
-            )?;
+            state.put(name, Tensor::zeros(&shape, dtype, &self.heads.device()))?;
         }
         Ok(state)
     }
@@ -115,6 +112,10 @@ impl Mixer for Attention {
                 Form::Step,
                 "one token: appended to the cache in place, the cache read once".into(),
             );
+        }
+        if self.heads.device() != weft_tensor::Device::Cpu {
+            let why = "whole matrices of scores, masked: this GPU kernel is yet to be written";
+            return (Form::Chunk, why.into());
         }
         let why =
             "tiles of 64 keys by 16 queries with an online softmax; scores never leave the tile";

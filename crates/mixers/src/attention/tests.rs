@@ -1,9 +1,10 @@
 //! Golden vectors of attention layers.
 
-use weft_tensor::{Device, Tensor, grad};
+use weft_tensor::{Tensor, grad};
 
 use super::{Attention, NAME};
 use crate::golden::{self, assert_close};
+use crate::laws::test_device;
 use crate::mixer::{Call, Mixer};
 use crate::params::{Params, Scope};
 use crate::registry::Options;
@@ -29,11 +30,12 @@ fn golden_gated_attention_qwen3_next() {
             }),
         );
         let params_of_case = case.with_prefix("param.");
-        let source = |name: &str, _: &[usize]| Ok((*params_of_case[name]).clone());
+        let device = test_device();
+        let source = |name: &str, _: &[usize]| Ok(params_of_case[name].to_device(&device)?);
         let mut params = Params::new();
         let layer = Attention::new(
             &options,
-            &mut Scope::from_source(&mut params, &source, &Device::Cpu),
+            &mut Scope::from_source(&mut params, &source, &device),
         )
         .unwrap();
         assert_eq!(
@@ -42,7 +44,8 @@ fn golden_gated_attention_qwen3_next() {
             "{}: every parameter is used",
             case.label
         );
-        let x = case.tensor("x").unwrap().requires_grad().unwrap();
+        let x = case.tensor("x").unwrap().to_device(&device).unwrap();
+        let x = x.requires_grad().unwrap();
         let mut state = layer.init_state(x.dim(0).unwrap(), x.dtype()).unwrap();
         let y = layer.forward(&x, &mut state, &Call::default()).unwrap();
         let tolerance = case.number("tolerance").unwrap();
@@ -53,7 +56,7 @@ fn golden_gated_attention_qwen3_next() {
             tolerance,
         );
         let loss = y
-            .mul(case.tensor("w_y").unwrap())
+            .mul(&case.tensor("w_y").unwrap().to_device(&device).unwrap())
             .unwrap()
             .sum_all()
             .unwrap();

@@ -8,7 +8,7 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
-use weft_tensor::Tensor;
+use weft_tensor::{Device, Tensor};
 
 use super::MAX_CHANNELS;
 use super::norm::RmsNorm;
@@ -115,6 +115,11 @@ pub struct Projected {
 }
 
 impl Heads {
+    /// Where its parameters live.
+    pub fn device(&self) -> Device {
+        self.q_proj.weight.get().device()
+    }
+
     /// Build the projections; `mixer` is named in errors.
     pub fn new(mixer: &str, d_model: usize, c: &HeadsConfig, scope: &mut Scope) -> Result<Heads> {
         let heads = c.num_heads.unwrap_or((d_model / 64).max(1));

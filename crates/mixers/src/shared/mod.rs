@@ -1,5 +1,6 @@
 //! Machinery that several mixers share.
 
+pub mod cache_rows;
 pub mod delta_rule;
 pub mod flash;
 pub mod heads;

@@ -4,7 +4,9 @@
 //! The first n channels of a head are rotated, the rest pass. Two layouts of the pairs are in use:
 //! half-split (i, i + n/2), as in Llama checkpoints of Hugging Face, and adjacent (2i, 2i + 1), as in the paper.
 
-use weft_tensor::{Buffer, Context, DType, Function, Real, Stored, Tensor, apply};
+use std::sync::{Arc, OnceLock};
+
+use weft_tensor::{Buffer, Context, DType, Device, Function, Real, Stored, Tensor, apply, no_grad};
 
 use crate::error::Result;
 
@@ -18,14 +20,59 @@ pub enum Layout {
     Adjacent,
 }
 
-/// Cosines and sines for the tokens of one call: [rows, T, n/2], one row if all sequences start at one position.
+/// Cosines and sines for the tokens of one call: [rows, T, n/2], one row if all sequences start at one position. They
+/// are computed in f64 where they are first needed, on the host or on the GPU.
 #[derive(Clone)]
-pub struct Table {
-    cos_sin: std::sync::Arc<Vec<(f64, f64)>>,
-    rows: usize,
+pub struct Table(Arc<Angles>);
+
+struct Angles {
+    /// Of each row.
+    starts: Vec<usize>,
     tokens: usize,
     rotated: usize,
+    base: f64,
     layout: Layout,
+    /// (cos, sin)
+    host: OnceLock<Vec<(f64, f64)>>,
+    /// cos and sin, [rows, T, 1, n/2] in f64
+    gpu: OnceLock<(Tensor, Tensor)>,
+}
+
+impl Angles {
+    fn host(&self) -> &[(f64, f64)] {
+        self.host.get_or_init(|| {
+            let frequency = |i: usize| self.base.powf(-2.0 * i as f64 / self.rotated as f64);
+            let frequencies: Vec<f64> = (0..self.rotated / 2).map(frequency).collect();
+            let positions = self.starts.iter().flat_map(|&s| s..s + self.tokens);
+            let turn = |p: usize| frequencies.iter().map(move |f| (p as f64 * f).sin_cos());
+            positions
+                .flat_map(turn)
+                .map(|(sin, cos)| (cos, sin))
+                .collect()
+        })
+    }
+
+    fn gpu(&self, device: &Device) -> weft_tensor::Result<(Tensor, Tensor)> {
+        if let Some((cos, sin)) = self.gpu.get()
+            && cos.device() == *device
+        {
+            return Ok((cos.clone(), sin.clone()));
+        }
+        let run = |n: usize| Tensor::arange(0, n as i64, DType::F64, device);
+        let rate = -2.0 * self.base.ln() / self.rotated.max(1) as f64;
+        let frequencies = run(self.rotated / 2)?.mul_scalar(rate)?.exp()?;
+        let tokens = run(self.tokens)?;
+        let positions = match self.starts.as_slice() {
+            [start] => tokens.add_scalar(*start as f64)?.unsqueeze(0)?,
+            all => {
+                let starts = all.iter().map(|&s| s as f64).collect();
+                Tensor::from_vec(starts, &[all.len(), 1], device)?.add(&tokens)?
+            }
+        };
+        let angles = positions.unsqueeze(-1)?.unsqueeze(-1)?.mul(&frequencies)?;
+        let made = (angles.cos()?, angles.sin()?);
+        Ok(self.gpu.get_or_init(|| made).clone())
+    }
 }
 
 impl Table {
@@ -38,27 +85,16 @@ impl Table {
         layout: Layout,
     ) -> Table {
         let same = starts.windows(2).all(|w| w[0] == w[1]);
-        let starts = if same {
-            &starts[..starts.len().min(1)]
-        } else {
-            starts
-        };
-        let frequencies: Vec<f64> = (0..rotated / 2)
-            .map(|i| base.powf(-2.0 * i as f64 / rotated as f64))
-            .collect();
-        let positions = starts.iter().flat_map(|&s| s..s + tokens);
-        let turn = |p: usize| frequencies.iter().map(move |f| (p as f64 * f).sin_cos());
-        let cos_sin = positions
-            .flat_map(turn)
-            .map(|(sin, cos)| (cos, sin))
-            .collect();
-        Table {
-            cos_sin: std::sync::Arc::new(cos_sin),
-            rows: starts.len(),
+        let rows = if same { 1 } else { starts.len() };
+        Table(Arc::new(Angles {
+            starts: starts.iter().copied().take(rows).collect(),
             tokens,
             rotated,
+            base,
             layout,
-        }
+            host: OnceLock::new(),
+            gpu: OnceLock::new(),
+        }))
     }
 
     /// x [B, T, H, D] with its first channels rotated; bf16 is rotated in f32.
@@ -73,7 +109,9 @@ impl Table {
 
     /// Rotate, or with `back` by the opposite angles: each is the other's way back.
     fn turn(&self, x: &Tensor, back: bool) -> weft_tensor::Result<Tensor> {
+        self.check(x)?;
         let y = match x.dtype() {
+            _ if x.device() != Device::Cpu => no_grad(|| self.composed(&x.detach(), back))?,
             DType::F64 => self.kernel::<f64>(&x.contiguous()?, back)?,
             _ => self.kernel::<f32>(&x.contiguous()?, back)?,
         };
@@ -84,24 +122,59 @@ impl Table {
         Ok(apply(function, &[x], vec![y]).remove(0))
     }
 
-    fn kernel<R: Real + Stored>(&self, x: &Tensor, back: bool) -> weft_tensor::Result<Tensor> {
-        let [b, t, h, d] = x.dims()?;
-        let n = self.rotated / 2;
-        if t != self.tokens || self.rotated > d || (self.rows != 1 && self.rows != b) {
-            let (rows, tokens, rotated) = (self.rows, self.tokens, self.rotated);
-            let detail = format!(
-                "rope: input {:?} with a table of {rows} rows, {tokens} tokens, {rotated} channels",
-                x.shape()
-            );
-            return Err(weft_tensor::Error::Custom(detail));
+    fn check(&self, x: &Tensor) -> weft_tensor::Result<()> {
+        let [b, t, _, d] = x.dims()?;
+        let (rows, tokens, rotated) = (self.0.starts.len(), self.0.tokens, self.0.rotated);
+        if t == tokens && rotated <= d && (rows == 1 || rows == b) {
+            return Ok(());
         }
+        let detail = format!(
+            "rope: input {:?} with a table of {rows} rows, {tokens} tokens, {rotated} channels",
+            x.shape()
+        );
+        Err(weft_tensor::Error::Custom(detail))
+    }
+
+    /// In tensor operations.
+    fn composed(&self, x: &Tensor, back: bool) -> weft_tensor::Result<Tensor> {
+        let ([b, t, h, d], n) = (x.dims()?, self.0.rotated / 2);
+        let (cos, sin) = self.0.gpu(&x.device())?;
+        let sin = if back { sin.neg()? } else { sin };
+        let (cos, sin) = (cos.to_dtype(x.dtype())?, sin.to_dtype(x.dtype())?);
+        let turning = x.narrow(-1, 0, 2 * n)?;
+        let (p, q) = match self.0.layout {
+            Layout::Half => (turning.narrow(-1, 0, n)?, turning.narrow(-1, n, n)?),
+            Layout::Adjacent => {
+                let pairs = turning.reshape(&[b, t, h, n, 2])?;
+                (pairs.select(-1, 0)?, pairs.select(-1, 1)?)
+            }
+        };
+        let turned = [
+            p.mul(&cos)?.sub(&q.mul(&sin)?)?,
+            p.mul(&sin)?.add(&q.mul(&cos)?)?,
+        ];
+        let [p, q] = &turned;
+        let turned = match self.0.layout {
+            Layout::Half => Tensor::cat(&[p, q], -1)?,
+            Layout::Adjacent => Tensor::stack(&[p, q], -1)?.reshape(&[b, t, h, 2 * n])?,
+        };
+        if 2 * n == d {
+            return Ok(turned);
+        }
+        Tensor::cat(&[&turned, &x.narrow(-1, 2 * n, d - 2 * n)?], -1)
+    }
+
+    fn kernel<R: Real + Stored>(&self, x: &Tensor, back: bool) -> weft_tensor::Result<Tensor> {
+        let ([_, t, h, d], n) = (x.dims()?, self.0.rotated / 2);
+        let rows = self.0.starts.len();
         let sign = if back { -1.0 } else { 1.0 };
         let table: Vec<(R, R)> = self
-            .cos_sin
+            .0
+            .host()
             .iter()
             .map(|&(c, s)| (R::from_f64(c), R::from_f64(s * sign)))
             .collect();
-        let (first, second, step) = match self.layout {
+        let (first, second, step) = match self.0.layout {
             Layout::Half => (0, n, 1),
             Layout::Adjacent => (0, 1, 2),
         };
@@ -112,8 +185,8 @@ impl Table {
             .zip(source.chunks_exact(d.max(1)));
         for (i, (y, x)) in heads.enumerate() {
             let token = i / h;
-            let row = if self.rows == 1 { token % t } else { token };
-            y[self.rotated..].copy_from_slice(&x[self.rotated..]);
+            let row = if rows == 1 { token % t } else { token };
+            y[self.0.rotated..].copy_from_slice(&x[self.0.rotated..]);
             for (j, &(c, s)) in table[row * n..][..n].iter().enumerate() {
                 let (p, q) = (first + j * step, second + j * step);
                 y[p] = x[p] * c - x[q] * s;
@@ -146,7 +219,7 @@ impl Function for Rotation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weft_tensor::{Device, Rng, grad};
+    use weft_tensor::{Rng, grad};
 
     fn random(shape: &[usize], seed: u64) -> Tensor {
         Rng::new(seed)
@@ -170,6 +243,23 @@ mod tests {
                     assert!((y[t * 6 + q] - (x[t * 6 + p] * s + x[t * 6 + q] * c)).abs() < 1e-14);
                 }
                 assert_eq!(y[t * 6 + 4..t * 6 + 6], x[t * 6 + 4..t * 6 + 6]);
+            }
+        }
+    }
+
+    #[test]
+    fn tensor_operations_turn_like_the_loop() {
+        let x = random(&[2, 5, 3, 10], 1);
+        for (starts, layout) in [(&[7, 7], Layout::Half), (&[0, 90], Layout::Adjacent)] {
+            for rotated in [10, 6, 0] {
+                let table = Table::new(starts, 5, rotated, 1e4, layout);
+                for back in [false, true] {
+                    let (a, b) = (table.composed(&x, back), table.kernel::<f64>(&x, back));
+                    let (a, b) = (a.unwrap().to_vec::<f64>(), b.unwrap().to_vec::<f64>());
+                    for (a, b) in a.unwrap().iter().zip(b.unwrap()) {
+                        assert!((a - b).abs() < 1e-12, "{a} is not {b}");
+                    }
+                }
             }
         }
     }

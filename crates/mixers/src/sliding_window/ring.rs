@@ -1,8 +1,9 @@
 //! The ring cache: which slot holds which position, and moving it on.
 
-use weft_tensor::{DType, Stored, Tensor, bf16};
+use weft_tensor::Tensor;
 
 use crate::error::Result;
+use crate::shared::cache_rows::write_rows;
 use crate::state::State;
 
 /// `sinks` fixed slots, then a ring of `window` slots.
@@ -63,29 +64,14 @@ impl Ring {
         k: &Tensor,
         v: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
+        let slots: Vec<usize> = starts.iter().map(|&s| self.slot(s)).collect();
         let mut write = |name: &str, new: &Tensor| -> Result<Tensor> {
             let mut ring = state.take(name)?;
-            match ring.dtype() {
-                DType::F64 => self.put::<f64>(&mut ring, starts, new)?,
-                DType::BF16 => self.put::<bf16>(&mut ring, starts, new)?,
-                _ => self.put::<f32>(&mut ring, starts, new)?,
-            }
+            write_rows(&mut ring, &slots, new)?;
             state.put(name, ring.clone())?;
             Ok(ring)
         };
         Ok((write("k", k)?, write("v", v)?))
-    }
-
-    fn put<T: Stored>(&self, ring: &mut Tensor, starts: &[usize], new: &Tensor) -> Result<()> {
-        let [_, slots, h, d] = ring.dims()?;
-        let (new, row) = (new.contiguous()?, h * d);
-        let new = new.slice::<T>()?;
-        Ok(ring.write::<T, _>(|ring| {
-            for (b, &start) in starts.iter().enumerate() {
-                let at = (b * slots + self.slot(start)) * row;
-                ring[at..at + row].copy_from_slice(&new[b * row..(b + 1) * row]);
-            }
-        })?)
     }
 
     /// Move the rings on by the first `lengths[b]` of the new tokens [B, T, Hkv, D]: every slot takes the last

@@ -131,6 +131,16 @@ pub fn context(ordinal: usize) -> Result<&'static Context> {
     }
 }
 
+/// Whether a GPU and everything that computing on it needs are there: the driver, NVRTC and cuBLASLt; one sentence
+/// about what is missing.
+pub fn ready(ordinal: usize) -> Result<()> {
+    context(ordinal)?;
+    for lib in [Lib::Nvrtc, Lib::CublasLt] {
+        loader::load(lib).or_else(|reason| device_error("cuda", reason))?;
+    }
+    Ok(())
+}
+
 fn open(ordinal: usize) -> Result<Context, String> {
     let available = count()?;
     if ordinal >= available {

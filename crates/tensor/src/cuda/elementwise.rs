@@ -4,8 +4,9 @@ use half::bf16;
 
 use super::context::context;
 use super::modules::Grid;
+use super::source::{Type, Variant};
 use super::storage::{CudaStorage, View, common, need};
-use super::variant::{Family, Type, Variant};
+use super::table;
 use super::walk::{Axes, plan};
 use crate::cpu::{BinaryOp, CompareOp, UnaryOp};
 use crate::dtype::{DType, Element};
@@ -29,7 +30,7 @@ pub fn full(ordinal: usize, dtype: DType, count: usize, value: f64) -> CudaStora
         let c = context(ordinal)?;
         let y = CudaStorage::new("full", c, dtype, count)?;
         let word = Type::word(dtype.size());
-        let v = Variant::new(Family::Copy, word);
+        let v = Variant::new(&table::COPY, word);
         let groups = (count as u64).div_ceil(u64::from(word.vector()));
         let (at, value, n) = (y.start("full")?, bits(dtype, value), count as u64);
         c.launch("full", v, "fill", Grid::threads(groups), &[&at, &value, &n])?;
@@ -66,7 +67,7 @@ fn place(op: &'static str, y: &CudaStorage, ly: &Layout, (x, lx): View) -> Resul
     let (to, from, n) = (y.at(op, ly)?, x.at(op, lx)?, lx.count() as u64);
     let word = Type::word(size);
     let p = plan(op, [(ly, to, size), (lx, from, size)], word.vector())?;
-    let v = Variant::new(Family::Copy, word)
+    let v = Variant::new(&table::COPY, word)
         .vector(p.vector)
         .wide(p.wide);
     x.context()?.launch(
@@ -102,7 +103,7 @@ fn transpose(y: &CudaStorage, (x, lx): View) -> Result<bool> {
     let (to, from) = (y.start(OP)?, x.at(OP, lx)?);
     let (np, nq) = (sizes[p] as u64, w.inner as u64);
     let (sy, sx) = (to_strides[p] as u64, w.strides[0] as u64);
-    let v = Variant::new(Family::Copy, Type::word(x.dtype.size())).wide(batch >= 1 << 31);
+    let v = Variant::new(&table::COPY, Type::word(x.dtype.size())).wide(batch >= 1 << 31);
     let grid = Grid::tiles(batch * np.div_ceil(32) * nq.div_ceil(32));
     x.context()?.launch(
         OP,
@@ -128,7 +129,7 @@ pub fn cast((x, lx): View, dtype: DType) -> Result<CudaStorage> {
     let (to, from, n) = (y.start(OP)?, x.at(OP, lx)?, y.count as u64);
     let (t, u) = (Type::from(x.dtype), Type::from(dtype));
     let p = plan(OP, [(lx, from, x.dtype.size())], t.vector().min(u.vector()))?;
-    let v = Variant::new(Family::Cast, t)
+    let v = Variant::new(&table::CAST, t)
         .second(u)
         .vector(p.vector)
         .wide(p.wide);
@@ -201,7 +202,7 @@ fn map(
     let (to, from, n) = (y.start(op)?, x.at(op, lx)?, y.count as u64);
     let t = Type::from(x.dtype);
     let plan = plan(op, [(lx, from, x.dtype.size())], t.vector())?;
-    let v = Variant::new(Family::Unary, t)
+    let v = Variant::new(&table::UNARY, t)
         .vector(plan.vector)
         .wide(plan.wide);
     let grid = Grid::threads(plan.groups);
@@ -240,7 +241,7 @@ fn zip(
     let (t, size) = (Type::from(a.dtype), a.dtype.size());
     let (to, pa, pb, n) = (y.start(op)?, a.at(op, la)?, b.at(op, lb)?, y.count as u64);
     let p = plan(op, [(la, pa, size), (lb, pb, size)], t.vector())?;
-    let v = Variant::new(Family::Binary, t)
+    let v = Variant::new(&table::BINARY, t)
         .vector(p.vector)
         .wide(p.wide);
     c.launch(
@@ -316,7 +317,7 @@ pub fn select((m, lm): View, (a, la): View, (b, lb): View) -> Result<CudaStorage
         [(lm, pm, 1), (la, pa, size), (lb, pb, size)],
         word.vector(),
     )?;
-    let v = Variant::new(Family::Copy, word)
+    let v = Variant::new(&table::COPY, word)
         .vector(p.vector)
         .wide(p.wide);
     let n = y.count as u64;

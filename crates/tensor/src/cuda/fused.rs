@@ -2,8 +2,9 @@
 
 use super::modules::Grid;
 use super::reduce::sum_parts;
+use super::source::{Type, Variant};
 use super::storage::{CudaStorage, View, common, computing, need, need_float};
-use super::variant::{Family, Type, Variant};
+use super::table;
 use crate::cpu::fused::short_conv::Dims;
 use crate::dtype::DType;
 use crate::error::{Result, shape_error};
@@ -44,7 +45,7 @@ pub fn rms_norm(
         ("rms_norm256", 1)
     };
     let grid = Grid::blocks((rows as u64).div_ceil(per_block), 256);
-    let v = Variant::new(Family::Norm, x.dtype);
+    let v = Variant::new(&table::NORM, x.dtype);
     let (rows, d) = (rows as u64, d as u64);
     c.launch(
         OP,
@@ -79,7 +80,7 @@ pub fn rms_norm_backward(
         shared: if shared == 1 { bytes as u32 } else { 0 },
         ..Grid::blocks(blocks as u64, 256)
     };
-    let v = Variant::new(Family::Norm, x.dtype);
+    let v = Variant::new(&table::NORM, x.dtype);
     let (n, width) = (rows as u64, d as u64);
     c.launch(
         OP,
@@ -95,7 +96,7 @@ pub fn rms_norm_backward(
 
 fn gated(t: Type, addresses: &[u64]) -> Variant {
     let aligned = addresses.iter().all(|a| a.is_multiple_of(16));
-    Variant::new(Family::Gated, t).vector(if aligned { t.vector() } else { 1 })
+    Variant::new(&table::GATED, t).vector(if aligned { t.vector() } else { 1 })
 }
 
 /// silu(a) * b over n elements.
@@ -160,9 +161,8 @@ fn channels(dtype: DType, d: Dims, addresses: &[u64]) -> u32 {
 }
 
 fn conv(dtype: DType, d: Dims, channels: u32) -> Result<Variant> {
-    let v = Variant::new(Family::ShortConv, dtype).vector(channels);
     match u8::try_from(d.taps) {
-        Ok(k) => Ok(v.taps(u32::from(k))),
+        Ok(taps) => Ok(table::filter(dtype, u32::from(taps), channels)),
         Err(_) => shape_error(
             "conv1d_silu",
             format!("{} taps; the GPU takes up to 255", d.taps),

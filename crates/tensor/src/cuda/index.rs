@@ -4,8 +4,9 @@
 use super::context::{Context, device_error};
 use super::elementwise::packed;
 use super::modules::Grid;
+use super::source::{Type, Variant};
 use super::storage::{CudaStorage, View, common, computing, need};
-use super::variant::{Family, Type, Variant, sort_key};
+use super::table;
 use crate::dtype::DType;
 use crate::error::{Result, dtype_error};
 use crate::layout::Layout;
@@ -43,7 +44,7 @@ pub fn index_select((x, lx): View, axis: usize, (i, li): View) -> Result<CudaSto
     let t = word(bytes, from);
     let inner = bytes / t.size() as u64;
     let work = outer * n * inner;
-    let v = Variant::new(Family::Index, t).wide(work >= 1 << 32);
+    let v = Variant::new(&table::INDEX, t).wide(work >= 1 << 32);
     let (to, axis, fault) = (y.start(OP)?, axis as u64, c.fault.address());
     let grid = Grid::threads(work);
     c.launch(
@@ -68,7 +69,7 @@ pub fn gather((x, lx): View, axis: usize, (i, li): View) -> Result<CudaStorage> 
     let (from, _kept) = packed(OP, (x, lx))?;
     let (list, _kept_list) = packed(OP, (i, li))?;
     let ([outer, size, inner], n) = (around(&lx.shape, axis), li.shape[axis] as u64);
-    let v = Variant::new(Family::Index, Type::word(x.dtype.size())).wide(y.count >= 1 << 32);
+    let v = Variant::new(&table::INDEX, Type::word(x.dtype.size())).wide(y.count >= 1 << 32);
     let (to, axis, fault) = (y.start(OP)?, axis as u64, c.fault.address());
     let grid = Grid::threads(y.count as u64);
     c.launch(
@@ -114,7 +115,7 @@ pub fn scatter_add(
     let (from, _kept) = packed(OP, (src, ls))?;
     let ([outer, size, inner], n) = (around(shape, axis), ls.shape[axis] as u64);
     let (to, axis, fault) = (x.start(OP)?, axis as u64, c.fault.address());
-    let v = Variant::new(Family::Scatter, x.dtype);
+    let v = Variant::new(&table::SCATTER, x.dtype);
     if !rows && (n <= SHORT || outer * inner >= MANY_COLUMNS) {
         let grid = Grid::threads(outer * inner);
         return c.launch(
@@ -189,8 +190,8 @@ fn sort(
     let count = rows * n;
     let order = CudaStorage::new(op, c, DType::I64, count as usize)?;
     let (to, descending) = (order.start(op)?, u32::from(descending));
-    let key = sort_key(t);
-    let v = Variant::new(Family::Sort, t).second(key);
+    let key = table::sort_key(t);
+    let v = Variant::new(&table::SORT, t).second(key);
     if n <= IN_BLOCK {
         let (n, padded) = (n as u32, n.next_power_of_two() as u32);
         c.launch(

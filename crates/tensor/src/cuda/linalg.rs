@@ -3,8 +3,9 @@
 use super::blas::{Matrix, Shape};
 use super::elementwise::{contiguous, full};
 use super::modules::Grid;
+use super::source::Variant;
 use super::storage::{CudaStorage, View, common, need, need_float};
-use super::variant::{Family, Variant};
+use super::table;
 use crate::error::Result;
 use crate::layout::{Layout, Walk};
 
@@ -113,7 +114,7 @@ pub fn tri_solve(
     let [batch, n, m] = dims.map(|d| d as u64);
     let (upper, unit) = (u32::from(upper), u32::from(unit));
     let grid = Grid::blocks((batch * m).div_ceil(64), 64);
-    let v = Variant::new(Family::Linalg, l.dtype);
+    let v = Variant::new(&table::LINALG, l.dtype);
     c.launch(
         OP,
         v,

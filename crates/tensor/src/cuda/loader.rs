@@ -32,7 +32,7 @@ const fn known(lib: Lib) -> Known {
         Lib::Nvrtc => Known {
             variable: "WEFT_NVRTC",
             names: &["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"],
-            missing: "no NVRTC (libnvrtc.so.12 or .13): install CUDA's NVRTC, put it on LD_LIBRARY_PATH, or name its file in WEFT_NVRTC",
+            missing: "no NVRTC (libnvrtc.so.12 or .13): install it with 'pip install nvidia-cuda-nvrtc' and name its folder in WEFT_NVRTC, or put CUDA's own on LD_LIBRARY_PATH",
         },
         Lib::CublasLt => Known {
             variable: "WEFT_CUBLASLT",
@@ -63,6 +63,20 @@ fn folders() -> Vec<PathBuf> {
     roots
 }
 
+/// A folder, and where it would hold libraries: as a toolkit, or as the target of `pip install --target`.
+fn below(folder: &Path) -> Vec<PathBuf> {
+    let mut all = vec![
+        folder.to_path_buf(),
+        folder.join("lib"),
+        folder.join("lib64"),
+    ];
+    let packages = std::fs::read_dir(folder.join("nvidia"));
+    for package in packages.into_iter().flatten().flatten() {
+        all.push(package.path().join("lib"));
+    }
+    all
+}
+
 fn open(path: &Path) -> Option<Library> {
     // SAFETY: opening a library runs its initialisers; NVIDIA's have no preconditions.
     unsafe { Library::new(path) }.ok()
@@ -73,15 +87,21 @@ fn find(lib: Lib) -> Result<Library, String> {
     if let Some(path) = std::env::var_os(k.variable) {
         // A folder or a file. The builtins that NVRTC opens by name lie beside it.
         let path = PathBuf::from(path);
-        let files = if path.is_dir() {
-            k.names.iter().map(|n| path.join(n)).collect()
+        let files: Vec<PathBuf> = if path.is_dir() {
+            let inside = below(&path);
+            let names =
+                |folder: &PathBuf| k.names.iter().map(|n| folder.join(n)).collect::<Vec<_>>();
+            inside.iter().flat_map(names).collect()
         } else {
             vec![path.clone()]
         };
-        return files
-            .iter()
-            .find_map(|f| open(f))
-            .ok_or_else(|| format!("{}={} cannot be opened", k.variable, path.display()));
+        return files.iter().find_map(|f| open(f)).ok_or_else(|| {
+            let at = path.display();
+            format!(
+                "{}={at} holds no library that can be opened; {}",
+                k.variable, k.missing
+            )
+        });
     }
     let by_name = k.names.iter().map(PathBuf::from);
     let by_path = folders()

@@ -10,22 +10,28 @@ pub(crate) mod elementwise;
 mod fault;
 pub(crate) mod fused;
 pub(crate) mod index;
+mod launch;
 pub(crate) mod linalg;
 mod loader;
 pub mod memory;
 mod modules;
 mod nvrtc;
 pub(crate) mod reduce;
+mod source;
 mod storage;
+mod table;
 pub mod timing;
 mod transfer;
-mod variant;
 mod walk;
 
-pub use context::{Context, context, count};
+pub use context::{Context, context, count, ready};
+pub use launch::Launch;
+pub use modules::Grid;
+pub use source::{Source, Type, Variant};
 pub use storage::CudaStorage;
+pub use table::SOURCES;
 
-/// Kernels without a GPU: compiling all of them, and where compiled ones are kept.
+/// Compiling kernels ahead of their use, and where compiled ones are kept.
 pub mod kernels {
-    pub use super::nvrtc::{Checked, cache_folder, check, version};
+    pub use super::nvrtc::{Checked, build, cache_folder, check, version};
 }

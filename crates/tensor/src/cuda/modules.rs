@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 
 use super::context::{Context, check, describe, device_error};
 use super::nvrtc;
-use super::variant::Variant;
+use super::source::Variant;
 use super::walk::Axes;
 use crate::error::Result;
 
@@ -28,8 +28,8 @@ struct Loaded {
 /// The address must be that of a value of the layout of the kernel's parameter.
 pub(super) unsafe trait Argument {
     /// Where the value lies.
-    fn address(&self) -> *mut c_void {
-        std::ptr::from_ref(self).cast_mut().cast()
+    fn address(&self) -> *const u64 {
+        std::ptr::from_ref(self).cast()
     }
 }
 // SAFETY: plain numbers of the same size on both sides.
@@ -41,24 +41,29 @@ unsafe impl Argument for f64 {}
 // SAFETY: `repr(C)` with the layout of `Walk` in the prelude.
 unsafe impl<const N: usize> Argument for Axes<N> {}
 
-/// Blocks, threads and shared memory of a launch.
+/// Blocks, threads and shared memory of a launch. Kernels loop over their work: a launch has at most 2^22 blocks.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Grid {
-    pub(super) blocks: u64,
-    pub(super) threads: [u32; 2],
-    pub(super) shared: u32,
+pub struct Grid {
+    /// How many blocks would take one piece of work each.
+    pub blocks: u64,
+    /// Threads of a block along x and y.
+    pub threads: [u32; 2],
+    /// Bytes of shared memory of a block beyond what the kernel declares.
+    pub shared: u32,
 }
 
 /// Most blocks of a launch; kernels loop over what is left.
 const MOST_BLOCKS: u64 = 1 << 22;
+/// Shared memory that a kernel has without asking for more.
+const SHARED: u32 = 48 << 10;
 
 impl Grid {
     /// 256 threads per block, one thread for each of `n` pieces of work.
-    pub(super) fn threads(n: u64) -> Grid {
+    pub fn threads(n: u64) -> Grid {
         Grid::blocks(n.div_ceil(256), 256)
     }
     /// A given number of blocks.
-    pub(super) fn blocks(n: u64, threads: u32) -> Grid {
+    pub fn blocks(n: u64, threads: u32) -> Grid {
         Grid {
             blocks: n,
             threads: [threads, 1],
@@ -66,7 +71,7 @@ impl Grid {
         }
     }
     /// Blocks of 32 x 8 threads.
-    pub(super) fn tiles(n: u64) -> Grid {
+    pub fn tiles(n: u64) -> Grid {
         Grid {
             blocks: n,
             threads: [32, 8],
@@ -127,12 +132,34 @@ impl Context {
         grid: Grid,
         arguments: &[&dyn Argument],
     ) -> Result<()> {
+        let pointers: Vec<*const u64> = arguments.iter().map(|a| a.address()).collect();
+        self.send(op, v, name, grid, &pointers)
+    }
+
+    /// The same, with pointers to the arguments.
+    pub(super) fn send(
+        &self,
+        op: &'static str,
+        v: Variant,
+        name: &'static str,
+        grid: Grid,
+        arguments: &[*const u64],
+    ) -> Result<()> {
         if grid.blocks == 0 {
             return Ok(());
         }
         self.enter(op)?;
         let f = self.kernel(op, v, name)?;
-        let mut pointers: Vec<*mut c_void> = arguments.iter().map(|a| a.address()).collect();
+        if grid.shared > SHARED {
+            let what =
+                sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the kernel is loaded; the driver refuses more than the GPU has.
+            check(op, unsafe {
+                sys::cuFuncSetAttribute(f, what, grid.shared as i32)
+            })?;
+        }
+        let mut pointers: Vec<*mut c_void> =
+            arguments.iter().map(|a| a.cast_mut().cast()).collect();
         let blocks = grid.blocks.min(MOST_BLOCKS) as u32;
         let [tx, ty] = grid.threads;
         // SAFETY: the kernel is loaded; the pointers are to live values in the order of its parameters, which

@@ -8,7 +8,7 @@ use cudarc::nvrtc::sys;
 use rayon::prelude::*;
 
 use super::loader::{self, Lib};
-use super::variant::{Variant, every};
+use super::source::{Source, Variant};
 use crate::error::Result;
 
 use super::context::device_error;
@@ -142,7 +142,7 @@ pub fn cache_folder() -> Option<PathBuf> {
 /// The code of a variant for a GPU: from disk, or compiled and put there. `fresh` passes over what is on disk.
 pub(super) fn image(v: Variant, arch: u32, fresh: bool) -> Text<Vec<u8>> {
     let (major, minor) = version()?;
-    let (target, source) = (target(arch)?, v.source());
+    let (target, source) = (target(arch)?, v.text());
     let key = hash(&[
         &source,
         &target,
@@ -179,7 +179,7 @@ fn keep(file: &std::path::Path, image: &[u8]) {
     }
 }
 
-/// What [`check`] found for one architecture.
+/// What was compiled for one architecture.
 #[derive(Clone, Debug)]
 pub struct Checked {
     /// The architecture as given.
@@ -190,34 +190,107 @@ pub struct Checked {
     pub bytes: usize,
 }
 
-/// Compile every kernel for every architecture (`sm_80`, `sm_90a`, ...), whether or not there is a GPU. Errors
-/// with the compiler's words at the first kernel that fails, and when NVRTC is missing.
-pub fn check(archs: &[&str]) -> Result<Vec<Checked>> {
-    const OP: &str = "kernels check";
-    if let Err(reason) = version() {
-        return device_error(OP, reason);
+/// The number of an architecture that is written like `sm_80` or `sm_90a`.
+fn number(arch: &str) -> Text<i32> {
+    let digits = arch
+        .strip_prefix("sm_")
+        .map(|d| d.trim_end_matches(['a', 'f']));
+    let digits = digits.filter(|d| d.bytes().all(|b| b.is_ascii_digit()));
+    match digits.and_then(|d| d.parse().ok()) {
+        Some(n) if (80..1000).contains(&n) => Ok(n),
+        Some(_) => Err(format!(
+            "{arch} is not supported: kernels need compute capability 8.0 or newer, sm_80"
+        )),
+        None => Err(format!(
+            "{arch} is no architecture: give names like sm_80, sm_90a or sm_100"
+        )),
     }
-    let all = every();
-    let mut done = vec![];
-    for &arch in archs {
+}
+
+/// Check that all names are those of architectures that this NVRTC makes machine code for.
+fn known(op: &'static str, archs: &[String]) -> Result<()> {
+    let look = || {
+        let numbers: Vec<i32> = archs.iter().map(|a| number(a)).collect::<Text<_>>()?;
+        let list = supported()?;
+        match archs.iter().zip(numbers).find(|(_, n)| !list.contains(n)) {
+            None => Ok(()),
+            Some((arch, _)) => {
+                let (major, minor) = version()?;
+                let names: Vec<String> = list.iter().map(|n| format!("sm_{n}")).collect();
+                Err(format!(
+                    "NVRTC {major}.{minor} does not know {arch}; it knows {}",
+                    names.join(", ")
+                ))
+            }
+        }
+    };
+    look().or_else(|reason: String| device_error(op, reason))
+}
+
+/// Compile every kernel of some sources for every architecture (`sm_80`, `sm_90a`, ...), whether or not there is a
+/// GPU, and call `done` after each. Errors with the compiler's words at a kernel that fails, and when NVRTC is
+/// missing or does not know an architecture.
+pub fn check(
+    sources: &[&'static Source],
+    archs: &[String],
+    done: &(dyn Fn() + Sync),
+) -> Result<Vec<Checked>> {
+    const OP: &str = "kernels check";
+    known(OP, archs)?;
+    let all: Vec<Variant> = sources.iter().flat_map(|s| s.all()).collect();
+    let one = |arch: &String| {
         let bytes = all.par_iter().map(|v| {
-            let image = compile(v.source_name(), &v.source(), arch);
+            let image = compile(v.source_name(), &v.text(), arch);
+            done();
             image
                 .map(|i| i.len())
                 .or_else(|log| device_error(OP, format!("'{}' for {arch}: {log}", v.describe())))
         });
-        done.push(Checked {
-            arch: arch.to_string(),
+        Ok(Checked {
+            arch: arch.clone(),
             modules: all.len(),
             bytes: bytes.try_reduce(|| 0, |a, b| Ok(a + b))?,
-        });
-    }
-    Ok(done)
+        })
+    };
+    archs.iter().map(one).collect()
+}
+
+/// Put every kernel of some sources for a GPU of compute capability `arch` (major * 10 + minor) on disk, where
+/// later runs find it, and call `done` after each.
+pub fn build(sources: &[&'static Source], arch: u32, done: &(dyn Fn() + Sync)) -> Result<Checked> {
+    const OP: &str = "kernels build";
+    let name = format!("sm_{arch}");
+    known(OP, std::slice::from_ref(&name))?;
+    let all: Vec<Variant> = sources.iter().flat_map(|s| s.all()).collect();
+    let bytes = all.par_iter().map(|&v| {
+        let image = image(v, arch, false);
+        done();
+        image.map(|i| i.len()).or_else(|e| device_error(OP, e))
+    });
+    Ok(Checked {
+        bytes: bytes.try_reduce(|| 0, |a, b| Ok(a + b))?,
+        modules: all.len(),
+        arch: name,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::table::SOURCES;
     use super::*;
+
+    #[test]
+    fn architectures_have_numbers() {
+        assert_eq!(number("sm_80"), Ok(80));
+        assert_eq!(number("sm_90a"), Ok(90));
+        assert_eq!(number("sm_100f"), Ok(100));
+        assert!(number("sm_75").unwrap_err().contains("8.0 or newer"));
+        for bad in ["", "sm_", "80", "sm_9x", "compute_80", "sm_-80", "sm_+80"] {
+            assert!(number(bad).unwrap_err().contains("sm_90a"), "{bad}");
+        }
+    }
 
     #[test]
     fn keys_depend_on_every_part_and_its_place() {
@@ -238,8 +311,13 @@ mod tests {
             eprintln!("skipped: {reason}");
             return;
         }
-        let found = check(&["sm_90"]).unwrap();
+        let done = AtomicUsize::new(0);
+        let count = || {
+            done.fetch_add(1, Ordering::Relaxed);
+        };
+        let found = check(SOURCES, &["sm_90".into()], &count).unwrap();
         assert!(found[0].modules > 100 && found[0].bytes > 0);
+        assert_eq!(found[0].modules, done.into_inner());
         let broken = compile("broken", "extern \"C\" __global__ void f( {", "sm_90").unwrap_err();
         assert!(broken.contains("broken.cu"), "{broken}");
     }

@@ -1,8 +1,9 @@
 //! Reductions, scans and softmax on the GPU. How an axis is cut into parts depends on the shape alone.
 
 use super::modules::{Argument, Grid};
+use super::source::{Type, Variant};
 use super::storage::{CudaStorage, View, computing, need_float};
-use super::variant::{Family, Type, Variant};
+use super::table;
 use crate::cpu::{ReduceOp, ScanOp};
 use crate::dtype::DType;
 use crate::error::{Result, dtype_error};
@@ -103,7 +104,7 @@ pub(super) fn sum_parts(
     dims: [usize; 3],
 ) -> Result<CudaStorage> {
     let y = CudaStorage::new(op, parts.context()?, dtype, dims[0] * dims[2])?;
-    let v = Variant::new(Family::Sum, dtype);
+    let v = table::sum(dtype);
     let at = (y.start(op)?, parts.start(op)?);
     pass(op, v, SUM_SECOND, at, dims, 1, parts)?;
     Ok(y)
@@ -136,7 +137,7 @@ pub fn reduce(op: ReduceOp, (x, lx): View, dims: [usize; 3]) -> Result<CudaStora
         let dtype = if position { DType::I64 } else { x.dtype };
         let y = CudaStorage::new(name, c, dtype, count)?;
         if count > 0 {
-            let v = Variant::new(Family::Extreme, x.dtype);
+            let v = table::extreme(x.dtype);
             pass(name, v, kernels, (y.start(name)?, from), dims, 1, x)?;
         }
         return Ok(y);
@@ -147,7 +148,7 @@ pub fn reduce(op: ReduceOp, (x, lx): View, dims: [usize; 3]) -> Result<CudaStora
     if dims[1] == 0 || count == 0 {
         return Ok(super::elementwise::full(x.ordinal, x.dtype, count, 0.0));
     }
-    let v = Variant::new(Family::Sum, x.dtype);
+    let v = table::sum(x.dtype);
     let parts = parts_for(numbers(dims));
     if parts == 1 {
         let y = CudaStorage::new(name, c, x.dtype, count)?;
@@ -197,7 +198,7 @@ pub fn scan(
         (MANY / 2 / outer).min(n / 4096)
     }
     .max(1);
-    let v = Variant::new(Family::Scan, x.dtype);
+    let v = Variant::new(&table::SCAN, x.dtype);
     let at_address = at.as_ref().map_or(Ok(0), |a| a.start(name))?;
     let (to, from) = (y.start(name)?, x.at(name, lx)?);
     // Totals of parts: numbers, or a maximum and its position in 16 bytes.
@@ -271,7 +272,7 @@ pub fn softmax((x, lx): View, rows: usize, n: usize, log: bool) -> Result<CudaSt
     let (to, from) = (y.start(op)?, x.at(op, lx)?);
     let (narrow, grid) = row_grid(x.dtype, rows, n);
     let aligned = row_alignment(x.dtype.into(), n, &[from]);
-    let v = Variant::new(Family::Softmax, x.dtype);
+    let v = Variant::new(&table::SOFTMAX, x.dtype);
     let name = if narrow { "softmax32" } else { "softmax256" };
     let (rows, n, log) = (rows as u64, n as u64, u32::from(log));
     c.launch(op, v, name, grid, &[&to, &from, &rows, &n, &log, &aligned])?;
@@ -287,7 +288,7 @@ pub fn logsumexp((x, lx): View, rows: usize, n: usize) -> Result<CudaStorage> {
     let (to, from) = (y.start(OP)?, x.at(OP, lx)?);
     let (narrow, grid) = row_grid(x.dtype, rows, n);
     let aligned = row_alignment(x.dtype.into(), n, &[from]);
-    let v = Variant::new(Family::Softmax, x.dtype);
+    let v = Variant::new(&table::SOFTMAX, x.dtype);
     let name = if narrow {
         "logsumexp32"
     } else {
@@ -315,7 +316,7 @@ pub fn cross_entropy((x, lx): View, (t, lt): View, n: usize) -> Result<[CudaStor
     );
     let (narrow, grid) = row_grid(x.dtype, rows, n);
     let aligned = row_alignment(x.dtype.into(), n, &[from]);
-    let v = Variant::new(Family::Softmax, x.dtype);
+    let v = Variant::new(&table::SOFTMAX, x.dtype);
     let name = if narrow {
         "cross_entropy32"
     } else {
@@ -349,7 +350,7 @@ pub fn cross_entropy_backward(
     let (lse_at, g_at, targets) = (lse.start(OP)?, g.at(OP, lg)?, t.at(OP, lt)?);
     let (narrow, grid) = row_grid(x.dtype, rows, n);
     let aligned = row_alignment(x.dtype.into(), n, &[from]);
-    let v = Variant::new(Family::Softmax, x.dtype);
+    let v = Variant::new(&table::SOFTMAX, x.dtype);
     let name = if narrow {
         "cross_entropy_back32"
     } else {

@@ -74,10 +74,19 @@ impl Progress {
 
     /// Removes the bar and leaves one last line.
     pub fn finish(mut self, line: &str) {
+        self.remove();
+        self.note(line);
+    }
+
+    /// Removes the bar.
+    pub fn clear(self) {
+        self.remove();
+    }
+
+    fn remove(&self) {
         if let Kind::Bar(bar) = &self.0 {
             bar.finish_and_clear();
         }
-        self.note(line);
     }
 }
 

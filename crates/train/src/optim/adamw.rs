@@ -32,6 +32,38 @@ struct Factors {
     eps: f32,
 }
 
+impl Factors {
+    fn new(rule: &AdamW, step: Step, shrink: f32) -> Factors {
+        let [beta1, beta2] = rule.betas;
+        let unbias = |beta: f64| 1.0 - beta.powf(step.number as f64);
+        Factors {
+            scale: step.scale as f32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            rest1: (1.0 - beta1) as f32,
+            rest2: (1.0 - beta2) as f32,
+            shrink,
+            rate: (rule.lr * step.rate / unbias(beta1)) as f32,
+            correction: (1.0 / unbias(beta2).sqrt()) as f32,
+            eps: rule.eps as f32,
+        }
+    }
+}
+
+/// The factors that all parameters share, in the order of the GPU's kernel.
+pub(super) fn shared_factors(rule: &AdamW, step: Step) -> [f32; 7] {
+    let f = Factors::new(rule, step, 1.0);
+    [
+        f.beta1,
+        f.beta2,
+        f.rest1,
+        f.rest2,
+        f.rate,
+        f.correction,
+        f.eps,
+    ]
+}
+
 pub(super) fn step(
     rule: &AdamW,
     param: &Param,
@@ -40,20 +72,8 @@ pub(super) fn step(
     square: &mut Tensor,
     step: Step,
 ) -> Result<()> {
-    let [beta1, beta2] = rule.betas;
-    let lr = rule.lr * step.rate;
-    let unbias = |beta: f64| 1.0 - beta.powf(step.number as f64);
-    let factors = Factors {
-        scale: step.scale as f32,
-        beta1: beta1 as f32,
-        beta2: beta2 as f32,
-        rest1: (1.0 - beta1) as f32,
-        rest2: (1.0 - beta2) as f32,
-        shrink: shrink(param, rule.weight_decay, lr),
-        rate: (lr / unbias(beta1)) as f32,
-        correction: (1.0 / unbias(beta2).sqrt()) as f32,
-        eps: rule.eps as f32,
-    };
+    let shrink = shrink(param, rule.weight_decay, rule.lr * step.rate);
+    let factors = Factors::new(rule, step, shrink);
     let grad = grad.slice::<f32>()?;
     param.update(|p: &mut [f32]| {
         mean.write(|m: &mut [f32]| square.write(|v: &mut [f32]| pass(p, grad, m, v, factors)))

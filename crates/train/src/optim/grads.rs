@@ -4,8 +4,9 @@ use rayon::prelude::*;
 use weft_mixers::Params;
 use weft_tensor::cpu::parallel::GRAIN;
 use weft_tensor::cpu::simd::vectorize;
-use weft_tensor::{DType, Gradients, Tensor};
+use weft_tensor::{DType, Device, Gradients, Tensor};
 
+use super::device;
 use crate::error::{Error, Result};
 
 /// One gradient per parameter; `None` where the loss does not depend on it.
@@ -34,6 +35,9 @@ impl Grads {
     /// When they are of another model.
     pub fn add(&mut self, other: Grads) -> Result<()> {
         other.expect_len(self.0.len())?;
+        if let Some(device) = self.gpu() {
+            return self.add_on(device, other);
+        }
         self.0
             .par_iter_mut()
             .zip(other.0)
@@ -44,6 +48,35 @@ impl Grads {
                 };
                 Ok(())
             })
+    }
+
+    /// The GPU that the gradients are on.
+    pub(super) fn gpu(&self) -> Option<Device> {
+        let device = self.0.iter().flatten().next()?.device();
+        (device != Device::Cpu).then_some(device)
+    }
+
+    fn add_on(&mut self, device: Device, other: Grads) -> Result<()> {
+        let f32 = |t: Tensor| t.into_detached().to_dtype(DType::F32)?.contiguous();
+        let mut both = Vec::new();
+        for (sum, grad) in self.0.iter_mut().zip(other.0) {
+            match (&mut *sum, grad) {
+                (Some(a), Some(b)) => {
+                    check_shapes(a, &b)?;
+                    // Taken out, so that it has no other owner and is not copied.
+                    let a = std::mem::replace(a, b.clone());
+                    both.push((f32(a)?, f32(b)?, sum));
+                }
+                (None, Some(b)) => *sum = Some(b),
+                _ => {}
+            }
+        }
+        let mut pairs: Vec<_> = both.iter_mut().map(|(a, b, _)| (a, &*b)).collect();
+        device::accumulate(device, &mut pairs)?;
+        for (a, _, sum) in both {
+            *sum = Some(a);
+        }
+        Ok(())
     }
 
     pub(super) fn expect_len(&self, parameters: usize) -> Result<()> {
@@ -62,9 +95,21 @@ impl Grads {
     /// # Errors
     /// When a gradient cannot be converted to f32.
     pub fn norm(&self) -> Result<f64> {
+        if let Some(device) = self.gpu() {
+            return device::Guard::measure(device, &self.f32()?, 1, 0.0)?.norm();
+        }
         let squares = self.0.par_iter().flatten().map(square_sum);
         let squares: Vec<f64> = squares.collect::<Result<_>>()?;
         Ok(squares.iter().sum::<f64>().sqrt())
+    }
+
+    /// Every gradient in f32, row-major.
+    pub(super) fn f32(&self) -> Result<Vec<Option<Tensor>>> {
+        let f32 = |g: &Tensor| Ok(g.detach().to_dtype(DType::F32)?.contiguous()?);
+        self.0
+            .iter()
+            .map(|g| g.as_ref().map(f32).transpose())
+            .collect()
     }
 
     /// The names of the parameters whose gradient holds NaN or infinity.
@@ -93,16 +138,21 @@ pub fn clip_factor(norm: f64, limit: f64) -> f64 {
     }
 }
 
+fn check_shapes(a: &Tensor, b: &Tensor) -> Result<()> {
+    let (a, b) = (a.shape(), b.shape());
+    if a == b {
+        return Ok(());
+    }
+    Err(Error::Optimizer(format!(
+        "gradients of shapes {a:?} and {b:?} cannot be added"
+    )))
+}
+
 fn add_into(sum: Tensor, other: &Tensor) -> Result<Tensor> {
     let mut sum = sum.detach().to_dtype(DType::F32)?;
     let other = other.detach().to_dtype(DType::F32)?.contiguous()?;
     let b = other.slice::<f32>()?;
-    if sum.count() != b.len() {
-        let (a, b) = (sum.shape(), other.shape());
-        return Err(Error::Optimizer(format!(
-            "gradients of shapes {a:?} and {b:?} cannot be added"
-        )));
-    }
+    check_shapes(&sum, &other)?;
     sum.write(|a: &mut [f32]| {
         a.par_chunks_mut(GRAIN)
             .zip(b.par_chunks(GRAIN))
@@ -112,7 +162,8 @@ fn add_into(sum: Tensor, other: &Tensor) -> Result<Tensor> {
 }
 
 fn square_sum(grad: &Tensor) -> Result<f64> {
-    let grad = grad.detach().to_dtype(DType::F32)?.contiguous()?;
+    let grad = grad.detach().to_device(&Device::Cpu)?;
+    let grad = grad.to_dtype(DType::F32)?.contiguous()?;
     let pieces = grad.slice::<f32>()?.par_chunks(GRAIN);
     let sums: Vec<f64> = pieces.map(|g| vectorize(|| piece_square_sum(g))).collect();
     Ok(sums.iter().sum())

@@ -7,18 +7,22 @@
 //! is taken; parameters are f32 master weights. Results do not depend on the number of threads.
 
 mod adamw;
+mod device;
 mod grads;
 mod muon;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use rayon::prelude::*;
 use weft_mixers::{Param, Params};
-use weft_tensor::{DType, Tensor, no_grad};
+use weft_tensor::{DType, Device, Tensor, no_grad};
 
 use crate::error::{Error, Result};
 use crate::recipe;
 
+use device::{AdamWItem, Guard, MuonItem};
+
+pub use device::KERNELS;
 pub use grads::{Grads, clip_factor};
 pub use muon::orthogonalize;
 
@@ -101,17 +105,128 @@ impl Optimizer {
     /// When a gradient does not have the shape of its parameter; parameters before it may have moved.
     pub fn step(&mut self, grads: &Grads, rate: f64, scale: f64) -> Result<()> {
         grads.expect_len(self.slots.len())?;
-        let step = Step {
+        match self.gpu() {
+            Some(gpu) => self.step_on(gpu, &grads.f32()?, rate, &Guard::scale(gpu, scale)?)?,
+            None => self.step_on_host(grads, rate, scale)?,
+        }
+        self.steps += 1;
+        Ok(())
+    }
+
+    /// One step along the mean of `summed` gradients, shortened to norm `clip` if it is longer (0: never). Returns the
+    /// norm of the mean; where that is not finite, nothing changes. On a GPU the host waits only for the returned
+    /// norm, when everything has been sent.
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`].
+    pub fn clipped_step(
+        &mut self,
+        grads: &Grads,
+        rate: f64,
+        summed: u64,
+        clip: f64,
+    ) -> Result<f64> {
+        grads.expect_len(self.slots.len())?;
+        let Some(gpu) = self.gpu() else {
+            let norm = grads.norm()? / summed as f64;
+            if norm.is_finite() {
+                self.step(grads, rate, clip_factor(norm, clip) / summed as f64)?;
+            }
+            return Ok(norm);
+        };
+        let grads = grads.f32()?;
+        let guard = Guard::measure(gpu, &grads, summed, clip)?;
+        self.step_on(gpu, &grads, rate, &guard)?;
+        let norm = guard.norm()?;
+        if norm.is_finite() {
+            self.steps += 1;
+        }
+        Ok(norm)
+    }
+
+    /// The GPU that the parameters are on.
+    fn gpu(&self) -> Option<Device> {
+        let device = self.slots.first()?.moments.first()?.device();
+        (device != Device::Cpu).then_some(device)
+    }
+
+    fn next(&self, rate: f64, scale: f64) -> Step {
+        Step {
             rate,
             scale,
             number: self.steps + 1,
-        };
+        }
+    }
+
+    fn step_on_host(&mut self, grads: &Grads, rate: f64, scale: f64) -> Result<()> {
+        let step = self.next(rate, scale);
         self.slots
             .par_iter_mut()
             .zip(grads.as_slice())
-            .try_for_each(|(slot, grad)| no_grad(|| slot.step(grad.as_ref(), step)))?;
-        self.steps = step.number;
-        Ok(())
+            .try_for_each(|(slot, grad)| no_grad(|| slot.step(grad.as_ref(), step)))
+    }
+
+    /// All parameters in a few launches; the factor on the gradients is the guard's.
+    fn step_on(
+        &mut self,
+        gpu: Device,
+        grads: &[Option<Tensor>],
+        rate: f64,
+        guard: &Guard,
+    ) -> Result<()> {
+        let step = self.next(rate, 1.0);
+        for (slot, grad) in self.slots.iter().zip(grads) {
+            slot.expect_shape(grad.as_ref())?;
+        }
+        let mut lent = Vec::with_capacity(self.slots.len());
+        for (slot, grad) in self.slots.iter_mut().zip(grads) {
+            let Slot {
+                param,
+                rule,
+                moments,
+            } = slot;
+            lent.push((param.lend(), &*param, &*rule, moments, grad.as_ref()));
+        }
+        let mut adamw: Option<(&recipe::AdamW, Vec<AdamWItem>)> = None;
+        let mut muon: BTreeMap<&[usize], (&recipe::Muon, Vec<MuonItem>)> = BTreeMap::new();
+        for (value, param, rule, moments, grad) in &mut lent {
+            match (rule, moments.as_mut_slice()) {
+                (Rule::AdamW(rule), [mean, square]) => {
+                    let lr = rule.lr * step.rate;
+                    let item = AdamWItem {
+                        shrink: shrink(param, rule.weight_decay, lr),
+                        param: &mut *value,
+                        mean,
+                        square,
+                        grad: *grad,
+                    };
+                    adamw.get_or_insert_with(|| (rule, vec![])).1.push(item);
+                }
+                (Rule::Muon(rule), [momentum]) => {
+                    let [shrink, rate] = muon::factors(rule, param, step)?;
+                    let item = MuonItem {
+                        param: &mut *value,
+                        momentum,
+                        grad: *grad,
+                        shrink,
+                        rate,
+                    };
+                    let group = muon.entry(param.shape());
+                    group.or_insert_with(|| (rule, vec![])).1.push(item);
+                }
+                (rule, moments) => return Err(rule.miscounted(moments.len())),
+            }
+        }
+        no_grad(|| {
+            if let Some((rule, mut items)) = adamw {
+                let factors = adamw::shared_factors(rule, step);
+                device::adamw(gpu, &mut items, guard, factors)?;
+            }
+            for (rule, mut items) in muon.into_values() {
+                device::muon(gpu, &mut items, guard, rule.muon_momentum)?;
+            }
+            Ok(())
+        })
     }
 
     /// The moments by name (`parameter.moment`), for a checkpoint.
@@ -141,7 +256,7 @@ impl Optimizer {
                         "the state's {name} is {dtype} {shape:?}, expected f32 {want:?}"
                     )));
                 }
-                Ok(t)
+                Ok(t.to_device(&slot.param.get().device())?)
             };
             let names = slot.rule.moment_names().iter();
             loaded.push(names.map(take).collect::<Result<Vec<_>>>()?);
@@ -166,20 +281,30 @@ impl Rule {
             Rule::Muon(_) => &["momentum"],
         }
     }
+
+    fn miscounted(&self, have: usize) -> Error {
+        let want = self.moment_names().len();
+        Error::Optimizer(format!("{have} moments instead of {want}"))
+    }
 }
 
 impl Slot {
-    fn step(&mut self, grad: Option<&Tensor>, step: Step) -> Result<()> {
-        let grad = match grad {
-            Some(g) if g.shape() == self.param.shape() => {
-                g.detach().to_dtype(DType::F32)?.contiguous()?
-            }
-            Some(g) => {
+    fn expect_shape(&self, grad: Option<&Tensor>) -> Result<()> {
+        match grad {
+            Some(g) if g.shape() != self.param.shape() => {
                 let (name, shape, want) = (self.param.name(), g.shape(), self.param.shape());
-                return Err(Error::Optimizer(format!(
+                Err(Error::Optimizer(format!(
                     "the gradient of {name} has shape {shape:?}, expected {want:?}"
-                )));
+                )))
             }
+            _ => Ok(()),
+        }
+    }
+
+    fn step(&mut self, grad: Option<&Tensor>, step: Step) -> Result<()> {
+        self.expect_shape(grad)?;
+        let grad = match grad {
+            Some(g) => g.detach().to_dtype(DType::F32)?.contiguous()?,
             None => self.moments[0].zeros_like(),
         };
         match (&self.rule, self.moments.as_mut_slice()) {
@@ -187,12 +312,7 @@ impl Slot {
                 adamw::step(rule, &self.param, &grad, mean, square, step)
             }
             (Rule::Muon(rule), [momentum]) => muon::step(rule, &self.param, &grad, momentum, step),
-            (rule, moments) => {
-                let (have, want) = (moments.len(), rule.moment_names().len());
-                Err(Error::Optimizer(format!(
-                    "{have} moments instead of {want}"
-                )))
-            }
+            (rule, moments) => Err(rule.miscounted(moments.len())),
         }
     }
 }
@@ -217,5 +337,7 @@ fn is_hidden_matrix(param: &Param) -> bool {
         && !param.name().split('.').any(outer)
 }
 
+#[cfg(test)]
+mod device_tests;
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ use weft_tensor::Tensor;
 use weft_tensor::cpu::simd::vectorize;
 
 use super::{Step, shrink};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::recipe::Muon;
 
 /// Coefficients of the quintic iteration (Jordan et al. 2024): the steepest at 0 whose orbit stays near 1.
@@ -43,10 +43,7 @@ pub(super) fn step(
         })
     })??;
     let direction = orthogonalize(&direction)?.contiguous()?;
-    let [rows, cols] = grad.dims()?;
-    let lr = rule.muon_lr * step.rate;
-    let rate = (lr * (rows as f64 / cols as f64).max(1.0).sqrt()) as f32;
-    let shrink = shrink(param, rule.adamw.weight_decay, lr);
+    let [shrink, rate] = factors(rule, param, step)?;
     let o = direction.slice::<f32>()?;
     param.update(|p: &mut [f32]| {
         vectorize(|| {
@@ -58,26 +55,39 @@ pub(super) fn step(
     Ok(())
 }
 
-/// U V^T, about, of a matrix U S V^T [rows, cols]: five Newton-Schulz steps bring every singular value that is not
+/// Of a parameter in one step: 1 - lr decay, and the rate of its shape.
+pub(super) fn factors(rule: &Muon, param: &Param, step: Step) -> Result<[f32; 2]> {
+    let &[rows, cols] = param.shape() else {
+        let (name, shape) = (param.name(), param.shape());
+        return Err(Error::Optimizer(format!(
+            "Muon moves matrices, {name} has shape {shape:?}"
+        )));
+    };
+    let lr = rule.muon_lr * step.rate;
+    let rate = (lr * (rows as f64 / cols as f64).max(1.0).sqrt()) as f32;
+    Ok([shrink(param, rule.adamw.weight_decay, lr), rate])
+}
+
+/// U V^T, about, of matrices U S V^T [.., rows, cols]: five Newton-Schulz steps bring every singular value that is not
 /// tiny beside the norm to between 0.68 and 1.14. A zero matrix stays zero.
 ///
 /// # Errors
-/// When the tensor is not a float matrix.
+/// When the tensor does not hold float matrices.
 pub fn orthogonalize(matrix: &Tensor) -> Result<Tensor> {
-    let [rows, cols] = matrix.dims()?;
+    let (rows, cols) = (matrix.dim(-2)?, matrix.dim(-1)?);
     let turn = |x: &Tensor| {
         if rows > cols {
-            x.transpose(0, 1)
+            x.transpose(-1, -2)
         } else {
             Ok(x.clone())
         }
     };
-    let norm = matrix.square()?.sum_all()?.sqrt()?.item_f64()?;
+    let norm = matrix.square()?.sum(&[-2, -1], true)?.sqrt()?;
     let [a, b, c] = QUINTIC;
     // Wide, so that the Gram matrix is the smaller of the two.
-    let mut x = turn(&matrix.mul_scalar(1.0 / (norm + 1e-7))?)?;
+    let mut x = turn(&matrix.mul(&norm.add_scalar(1e-7)?.recip()?)?)?;
     for _ in 0..ITERATIONS {
-        let gram = x.matmul(&x.transpose(0, 1)?)?;
+        let gram = x.matmul(&x.transpose(-1, -2)?)?;
         let poly = (&gram.mul_scalar(b)? + &gram.matmul(&gram)?.mul_scalar(c)?)?;
         x = (&x.mul_scalar(a)? + &poly.matmul(&x)?)?;
     }

@@ -30,6 +30,9 @@ pub(super) struct StepLine {
     pub(super) lr: f64,
     pub(super) grad_norm: f64,
     pub(super) tokens_per_second: f64,
+    /// Model flops utilisation: the part of the device's peak; only where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mfu: Option<f64>,
     /// Steps skipped so far.
     pub(super) skipped: u64,
 }
@@ -38,6 +41,9 @@ impl fmt::Display for StepLine {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let pace = self.tokens_per_second;
         write!(f, "loss {:.3}, {pace:.0} tokens/s", self.loss)?;
+        if let Some(mfu) = self.mfu {
+            write!(f, ", MFU {:.1}%", 100.0 * mfu)?;
+        }
         if self.skipped > 0 {
             write!(f, ", {} skipped", self.skipped)?;
         }
@@ -65,13 +71,14 @@ impl Journal {
 
     pub(super) fn step(&mut self, line: &StepLine) -> Result<()> {
         self.lines.write(line)?;
-        let curves = [
+        let mut curves = vec![
             ("train/loss", line.loss),
             ("train/lr", line.lr),
             ("train/grad_norm", line.grad_norm),
             ("train/tokens_per_second", line.tokens_per_second),
             ("train/skipped", line.skipped as f64),
         ];
+        curves.extend(line.mfu.map(|mfu| ("train/mfu", mfu)));
         self.events.scalars(line.step, &curves)
     }
 

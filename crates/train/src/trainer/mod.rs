@@ -7,6 +7,7 @@
 mod budget;
 mod faults;
 mod journal;
+mod peak;
 mod progress;
 mod task;
 #[cfg(test)]
@@ -27,9 +28,10 @@ use crate::checkpoint::{self, Training};
 use crate::error::Result;
 use crate::files::{Checkpoint, Checkpoints, latest};
 use crate::log;
-use crate::optim::{Grads, Optimizer, clip_factor};
+use crate::optim::{Grads, Optimizer};
 use crate::recipe::TrainRecipe;
 use journal::{Journal, StepLine};
+use peak::peak;
 
 /// Trains a [`Task`] on batches from a [`BatchSource`].
 pub struct Trainer<'a> {
@@ -44,6 +46,8 @@ pub struct Trainer<'a> {
     bar: Option<log::Progress>,
     progress: Progress,
     times: Times,
+    /// Operations per second that the device could do at most, where that is known.
+    peak: Option<f64>,
 }
 
 /// Where a run lives, and how it is begun and shown.
@@ -117,6 +121,7 @@ impl<'a> Trainer<'a> {
             bar,
             progress,
             times: Times::default(),
+            peak: peak(task),
         })
     }
 
@@ -174,11 +179,18 @@ impl<'a> Trainer<'a> {
         let parts = self.recipe.accumulate.max(1);
         let mut loss = 0.0;
         let mut tokens = 0;
+        let mut operations = Some(0.0);
         let mut sum: Option<Grads> = None;
         for _ in 0..parts {
-            let (mean, count, grads) = self.micro_batch()?;
+            let MicroBatch {
+                mean,
+                count,
+                operations: more,
+                grads,
+            } = self.micro_batch()?;
             loss += mean / parts as f64;
             tokens += count as u64;
+            operations = operations.zip(more).map(|(a, b)| a + b);
             sum = Some(match sum.take() {
                 None => grads,
                 Some(mut sum) => {
@@ -190,12 +202,14 @@ impl<'a> Trainer<'a> {
         let grads = sum.unwrap_or_default();
         let rate = self.recipe.rate(&self.progress);
         let start = Instant::now();
-        let norm = grads.norm()? / parts as f64;
+        let norm = if loss.is_finite() {
+            let clip = self.recipe.clip;
+            self.optimizer
+                .clipped_step(&grads, rate, parts as u64, clip)?
+        } else {
+            grads.norm()? / parts as f64
+        };
         let finite = loss.is_finite() && norm.is_finite();
-        if finite {
-            let scale = clip_factor(norm, self.recipe.clip) / parts as f64;
-            self.optimizer.step(&grads, rate, scale)?;
-        }
         self.times.optimizer += start.elapsed().as_secs_f64();
 
         let seconds = self.times.training() - before;
@@ -211,8 +225,12 @@ impl<'a> Trainer<'a> {
             progress.skipped += 1;
             progress.skipped_in_a_row += 1;
         }
-        let pace = tokens as f64 / seconds.max(f64::MIN_POSITIVE);
-        self.report(loss, rate, norm, pace)?;
+        let per_second = |n: f64| n / seconds.max(f64::MIN_POSITIVE);
+        let pace = per_second(tokens as f64);
+        let mfu = operations
+            .zip(self.peak)
+            .map(|(n, peak)| per_second(n) / peak);
+        self.report(loss, rate, norm, pace, mfu)?;
         if self.progress.skipped_in_a_row >= self.recipe.nonfinite_limit.max(1) {
             let folder = self.checkpoints.folder();
             return Err(faults::give_up(
@@ -228,7 +246,7 @@ impl<'a> Trainer<'a> {
 
     /// Mean loss, number of predictions and gradients of the next batch; its graph is gone afterwards, so that
     /// parameters can be changed in place.
-    fn micro_batch(&mut self) -> Result<(f64, usize, Grads)> {
+    fn micro_batch(&mut self) -> Result<MicroBatch> {
         let times = &mut self.times;
         let batch = timed(&mut times.data, || self.batches.next_batch())?;
         let (mean, value, count) = timed(&mut times.forward, || {
@@ -241,11 +259,23 @@ impl<'a> Trainer<'a> {
             let mut gradients = mean.backward()?;
             Ok(Grads::take(self.task.params(), &mut gradients))
         })?;
-        Ok((value, count, grads))
+        Ok(MicroBatch {
+            mean: value,
+            count,
+            operations: self.task.operations(&batch),
+            grads,
+        })
     }
 
     /// Log and show the step that has just been done.
-    fn report(&mut self, loss: f64, rate: f64, grad_norm: f64, pace: f64) -> Result<()> {
+    fn report(
+        &mut self,
+        loss: f64,
+        rate: f64,
+        grad_norm: f64,
+        pace: f64,
+        mfu: Option<f64>,
+    ) -> Result<()> {
         let progress = &self.progress;
         let line = StepLine {
             step: progress.step,
@@ -254,6 +284,7 @@ impl<'a> Trainer<'a> {
             lr: rate * self.recipe.optimizer.adamw().lr,
             grad_norm,
             tokens_per_second: pace,
+            mfu,
             skipped: progress.skipped,
         };
         if let Some(bar) = &mut self.bar {
@@ -293,6 +324,17 @@ impl<'a> Trainer<'a> {
         self.times.save += start.elapsed().as_secs_f64();
         Ok(())
     }
+}
+
+/// What came of a micro-batch.
+struct MicroBatch {
+    /// Loss.
+    mean: f64,
+    /// Predictions.
+    count: usize,
+    /// Floating-point operations.
+    operations: Option<f64>,
+    grads: Grads,
 }
 
 /// Run `f` and add its seconds to a sum.

@@ -24,6 +24,11 @@ pub trait Task {
     /// When the batch does not fit the model.
     fn loss(&self, batch: &Tensor) -> Result<Tensor>;
 
+    /// Floating-point operations of a step on a batch, forward and backward, where that is known.
+    fn operations(&self, _batch: &Tensor) -> Option<f64> {
+        None
+    }
+
     /// The score on held-out data, where there is some.
     ///
     /// # Errors
@@ -103,6 +108,14 @@ impl Task for LanguageTask {
 
     fn loss(&self, batch: &Tensor) -> Result<Tensor> {
         Ok(self.model.loss(batch, &self.run)?)
+    }
+
+    /// Two for a multiply-add, and twice the forward for the backward; what is computed again does not count. A token
+    /// sees half of the sequence on average.
+    fn operations(&self, batch: &Tensor) -> Option<f64> {
+        let [rows, columns] = batch.dims().ok()?;
+        let tokens = columns.checked_sub(1)?;
+        Some(6.0 * (rows * tokens) as f64 * self.model.cost_per_token(tokens.div_ceil(2)) as f64)
     }
 
     fn evaluate(&self) -> Result<Option<Evaluation>> {

@@ -9,7 +9,7 @@
 use rayon::prelude::*;
 use weft_tensor::cpu::simd::vectorize;
 use weft_tensor::{
-    Buffer, Context, DType, Function, Real, Result, Stored, Tensor, apply, recompute,
+    Buffer, Context, DType, Device, Function, Real, Result, Stored, Tensor, apply, recompute,
 };
 
 /// Rows in a piece of work; partial sums are added piece by piece, so results do not depend on the threads.
@@ -18,6 +18,9 @@ const PIECE: usize = 64;
 /// Log decays g of f's shape. All three of one dtype, f32 or f64; `dt_bias` and `a_log` without other axes than
 /// those of f from the third on (`a_log`: the third).
 pub fn log_decay(f: &Tensor, dt_bias: &Tensor, a_log: &Tensor) -> Result<Tensor> {
+    if f.device() != Device::Cpu {
+        return plain(f, dt_bias, a_log);
+    }
     match f.dtype() {
         DType::F64 => run::<f64>(f, dt_bias, a_log),
         _ => run::<f32>(f, dt_bias, a_log),

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use weft_tensor::{DType, Device, Tensor, grad};
+use weft_tensor::{DType, Tensor, grad};
 
 use crate::error::{Error, Result};
 use crate::golden::{Case, assert_close};
+use crate::laws::test_device;
 use crate::mixer::Call;
 use crate::params::{Params, Scope};
 use crate::registry::{Entry, Options};
@@ -39,9 +40,10 @@ pub fn check(
     let values = renamed(case, "param.", rename)?;
     let gradients = renamed(case, "grad.", rename)?;
     let options = Options::new(case.number("hidden")? as usize, settings);
+    let device = test_device();
     for dtype in [DType::F64, DType::F32] {
         let source = |name: &str, _: &[usize]| match values.get(name) {
-            Some(x) => Ok(x.to_dtype(dtype)?),
+            Some(x) => Ok(x.to_dtype(dtype)?.to_device(&device)?),
             None => Err(Error::config(
                 &case.label,
                 format!("has no parameter {name:?}"),
@@ -50,7 +52,7 @@ pub fn check(
         let mut params = Params::new();
         let mixer = (entry.build)(
             &options,
-            &mut Scope::from_source(&mut params, &source, &Device::Cpu),
+            &mut Scope::from_source(&mut params, &source, &device),
         )?;
         assert_eq!(
             params.len(),
@@ -62,6 +64,7 @@ pub fn check(
         let x = case
             .tensor("x")?
             .to_dtype(dtype)?
+            .to_device(&device)?
             .detach()
             .requires_grad()?;
         let mut state = mixer.init_state(x.dim(0)?, dtype)?;
@@ -76,7 +79,8 @@ pub fn check(
         if want != "y" {
             continue;
         }
-        let loss = y.mul(&case.tensor("w_y")?.to_dtype(dtype)?)?.sum_all()?;
+        let weights = case.tensor("w_y")?.to_dtype(dtype)?.to_device(&device)?;
+        let loss = y.mul(&weights)?.sum_all()?;
         let (mut names, mut leaves) = (vec!["x"], vec![x]);
         names.extend(params.iter().map(|p| p.name()));
         leaves.extend(params.iter().map(|p| p.get()));

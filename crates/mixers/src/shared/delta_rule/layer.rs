@@ -11,10 +11,11 @@
 //! g, b, w and the state are f32 (f64 for f64 activations). A mixer brings its [`Projections`]: what they are
 //! called, how they are laid out and how fine its gates are.
 
-use weft_tensor::{DType, Tensor, grad_enabled};
+use weft_tensor::{DType, Device, Tensor, grad_enabled};
 
 use super::conv::ShortConv;
 use super::decay::log_decay;
+use super::step_gpu;
 use super::{CHUNK, Operands, delta_rule, delta_rule_step, recurrence};
 use crate::error::{Error, Result};
 use crate::mixer::{Call, Form, Mixer};
@@ -429,10 +430,24 @@ impl Mixer for DeltaLayer {
     }
 
     fn plan(&self, tokens: usize, training: bool) -> (Form, String) {
+        let gpu = self.norm.weight.get().device() != Device::Cpu;
         if tokens == 1 && !training {
-            return (Form::Step, "one token, in place on the state".into());
+            let h = &self.heads;
+            let why = match gpu && !step_gpu::fits(h.key_dim, h.value_dim, DType::F32) {
+                false => "one token, in place on the state".into(),
+                true => format!(
+                    "one token in tensor operations: the kernel takes f32 states with 64, 128 or 256 key channels \
+                     and a multiple of 32 value channels, not {} by {}",
+                    h.key_dim, h.value_dim
+                ),
+            };
+            return (Form::Step, why);
         }
-        (Form::Chunk, format!("chunks of {CHUNK} tokens"))
+        let why = match gpu {
+            false => "",
+            true => ", as matrix products: this GPU kernel is yet to be written",
+        };
+        (Form::Chunk, format!("chunks of {CHUNK} tokens{why}"))
     }
 
     fn state_bytes(&self, _tokens: usize, dtype: DType) -> usize {

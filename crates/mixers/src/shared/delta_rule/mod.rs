@@ -36,6 +36,7 @@
 mod backward;
 mod blocks;
 mod chunk;
+mod composed;
 pub mod conv;
 pub mod decay;
 #[cfg(test)]
@@ -50,6 +51,7 @@ mod op;
 mod op_tests;
 mod reference;
 mod step;
+pub(crate) mod step_gpu;
 #[cfg(test)]
 mod tests;
 

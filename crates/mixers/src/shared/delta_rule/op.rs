@@ -1,12 +1,12 @@
 //! The rule as an operation on tensors: shapes, dtypes and the gradient graph around the kernels.
 
 use weft_tensor::{
-    Buffer, Context, DType, Error, Function, Real, Result, Stored, Tensor, apply, grad_enabled,
-    recompute,
+    Buffer, Context, DType, Device, Error, Function, Real, Result, Stored, Tensor, apply,
+    checkpoint, grad_enabled, recompute,
 };
 
 use super::chunk::{self, Saved};
-use super::{Dims, Gate, Inputs, backward, reference};
+use super::{Dims, Gate, Inputs, backward, composed, reference, step_gpu};
 
 /// Operands of the rule. The state's dtype (f32 or f64) is what everything is computed in; the other operands
 /// may have any float dtype, and the outputs get that of `qkv`.
@@ -79,7 +79,7 @@ impl Operands {
         })
     }
 
-    fn list(&self) -> Vec<&Tensor> {
+    pub(super) fn list(&self) -> Vec<&Tensor> {
         [&self.qkv]
             .into_iter()
             .chain(&self.decay)
@@ -88,7 +88,7 @@ impl Operands {
     }
 
     /// The inverse of [`Operands::list`].
-    fn from_list(list: &[Tensor]) -> Result<Operands> {
+    pub(super) fn from_list(list: &[Tensor]) -> Result<Operands> {
         let (qkv, decay, rest) = match list {
             [qkv, decay, rest @ ..] if rest.len() == 3 => (qkv, Some(decay.clone()), rest),
             [qkv, rest @ ..] => (qkv, None, rest),
@@ -125,12 +125,13 @@ impl Operands {
     }
 }
 
-/// All tokens in chunks: outputs [B, T, HV, V] and final state [B, HV, K, V]. Gradients flow to every operand.
+/// All tokens in chunks, by the kernels or on a GPU in tensor operations: outputs [B, T, HV, V] and final state [B, HV, K, V]. Gradients flow to every operand.
 pub fn delta_rule(x: &Operands, chunk: usize) -> Result<(Tensor, Tensor)> {
     let dims = x.dims()?;
     let dtype = x.qkv.dtype();
     let x = x.prepared()?;
     let (o, state) = match x.state.dtype() {
+        _ if x.state.device() != Device::Cpu => compose(&x, chunk)?,
         DType::F64 => run::<f64>(x, dims, chunk)?,
         _ => run::<f32>(x, dims, chunk)?,
     };
@@ -157,10 +158,33 @@ pub fn delta_rule_step(x: Operands) -> Result<(Tensor, Tensor)> {
     }
     let dtype = x.qkv.dtype();
     let (o, state) = match x.state.dtype() {
+        state if x.state.device() != Device::Cpu => {
+            match step_gpu::fits(dims.key_dim, dims.value_dim, state) {
+                true => step_gpu::step(x, dims)?,
+                false => reference::recurrence(&x.prepared()?)?,
+            }
+        }
         DType::F64 => step::<f64>(x, dims)?,
         _ => step::<f32>(x, dims)?,
     };
     Ok((o.to_dtype(dtype)?, state))
+}
+
+/// The chunkwise form in tensor operations; with gradients it is computed again in the backward pass, so that only the
+/// operands are kept.
+pub(super) fn compose(x: &Operands, chunk: usize) -> Result<(Tensor, Tensor)> {
+    let list = x.list();
+    if !grad_enabled() || list.iter().all(|t| !t.is_tracked()) {
+        return composed::chunks(x, chunk);
+    }
+    let outputs = checkpoint(&list, move |list| {
+        let (o, state) = composed::chunks(&Operands::from_list(list)?, chunk)?;
+        Ok(vec![o, state])
+    })?;
+    match <[Tensor; 2]>::try_from(outputs) {
+        Ok([o, state]) => Ok((o, state)),
+        Err(_) => Err(Error::Custom("delta_rule: lost an output".into())),
+    }
 }
 
 fn run<R: Real + Stored>(x: Operands, dims: Dims, chunk: usize) -> Result<(Tensor, Tensor)> {

@@ -256,3 +256,68 @@ fn shapes_that_do_not_fit_are_refused_in_one_sentence() {
         );
     }
 }
+
+/// The form of devices without a kernel: values and the gradients of every operand against the recurrence.
+#[test]
+fn matrix_products_equal_the_recurrence() {
+    let (h, hv) = (2, 4);
+    let shape = |t, heads, width| [B, t, heads, width];
+    let gates = |t: usize, lo: f64| -> Vec<(&str, Operands)> {
+        let x = Operands {
+            qkv: uniform(1, &[B, t, 2 * h * K + hv * V], -1.0, 1.0),
+            decay: None,
+            erase: uniform(2, &[B, t, hv], 0.0, 1.0),
+            write: uniform(3, &[B, t, hv], 0.0, 1.0),
+            state: uniform(4, &[B, hv, K, V], -1.0, 1.0),
+        };
+        let per_head = Operands {
+            decay: Some(uniform(5, &[B, t, hv], lo, 0.0)),
+            ..x.clone()
+        };
+        let per_channel = Operands {
+            decay: Some(uniform(6, &shape(t, h, K), lo, 0.0)),
+            erase: uniform(7, &shape(t, h, K), 0.0, 1.0),
+            write: uniform(8, &shape(t, hv, V), 0.0, 1.0),
+            ..x.clone()
+        };
+        vec![
+            ("none", x),
+            ("per head", per_head),
+            ("per channel", per_channel),
+        ]
+    };
+    for (t, chunk, lo) in [
+        (1, 64, -1.0),
+        (17, 64, -1.0),
+        (70, 32, -1.0),
+        (150, 64, -50.0),
+    ] {
+        for (name, x) in gates(t, lo) {
+            let run = |f: &dyn Fn(&Operands) -> weft_tensor::Result<(Tensor, Tensor)>| {
+                let list: Vec<Tensor> = x
+                    .list()
+                    .iter()
+                    .map(|x| x.requires_grad().unwrap())
+                    .collect();
+                let (o, s) = f(&Operands::from_list(&list).unwrap()).unwrap();
+                let weigh = |x: &Tensor, seed| {
+                    x.mul(&uniform(seed, x.shape(), -1.0, 1.0))
+                        .unwrap()
+                        .sum_all()
+                        .unwrap()
+                };
+                let loss = weigh(&o, 9).add(&weigh(&s, 10)).unwrap();
+                let leaves: Vec<&Tensor> = list.iter().collect();
+                let g = grad(&[&loss], None, &leaves, false).unwrap();
+                [o, s]
+                    .into_iter()
+                    .chain(g.into_iter().flatten())
+                    .collect::<Vec<_>>()
+            };
+            let (got, want) = (run(&|x| super::op::compose(x, chunk)), run(&recurrence));
+            for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                assert_close(&format!("decay {name}, {t} tokens, {i}"), got, want, 1e-9);
+            }
+        }
+    }
+}

@@ -30,6 +30,7 @@
 
 mod backward;
 pub mod block;
+mod composed;
 mod decode;
 mod forward;
 mod mask;

@@ -2,9 +2,11 @@
 //! the log-sum-exp [B, Hq, T], both differentiable. [`plain`] is the truth, in tensor operations with the
 //! whole mask; [`attend`] runs the tiled kernels.
 
-use weft_tensor::{Buffer, Context, DType, Function, Real, Stored, Tensor, apply, recompute};
+use weft_tensor::{
+    Buffer, Context, DType, Device, Function, Real, Stored, Tensor, apply, recompute,
+};
 
-use super::{Dims, Gradients, Keys, Mask, backward, forward};
+use super::{Dims, Gradients, Keys, Mask, backward, composed, forward};
 use crate::error::{Error, Result};
 
 /// [`Mask`] with its positions owned, as a graph must keep them.
@@ -144,7 +146,7 @@ pub fn plain(
     Ok((out.contiguous()?, scores.logsumexp(-1, false)?))
 }
 
-/// o and lse by tiles. bf16 is computed in f32; lse is f32 then.
+/// o and lse by tiles, or on a GPU by products of whole matrices. bf16 is computed in f32; lse is f32 then.
 pub fn attend(
     q: &Tensor,
     k: &Tensor,
@@ -158,6 +160,9 @@ pub fn attend(
         let [q, k, v] = [q, k, v].map(|x| x.to_dtype(DType::F32));
         let (o, lse) = attend(&q?, &k?, &v?, sees, scale)?;
         return Ok((o.to_dtype(dtype)?, lse));
+    }
+    if q.device() != Device::Cpu {
+        return compose(q, k, v, sees, scale);
     }
     let [q, k, v] = [q, k, v].map(Tensor::contiguous);
     let (q, k, v) = (q?, k?, v?);
@@ -178,6 +183,18 @@ pub fn attend(
         (Some(o), Some(lse)) => Ok((o, lse)),
         _ => Err(Error::config("attention", "the graph lost an output")),
     }
+}
+
+/// o and lse by products of whole matrices.
+pub(super) fn compose(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    sees: &Visibility,
+    scale: f64,
+) -> Result<(Tensor, Tensor)> {
+    let dims = dims_of(q, k, v, sees)?;
+    Ok(composed::attend(&dims, [q, k, v], sees, scale)?)
 }
 
 fn run<R: Real + Stored>(

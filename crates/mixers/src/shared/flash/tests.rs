@@ -3,7 +3,7 @@
 
 use weft_tensor::{DType, Device, Rng, Tensor, grad};
 
-use super::op::{KeyPositions, Visibility, attend, plain};
+use super::op::{KeyPositions, Visibility, attend, compose, plain};
 use crate::golden::assert_close;
 
 fn random(shape: &[usize], seed: u64, dtype: DType) -> Tensor {
@@ -120,17 +120,15 @@ fn tiles_equal_the_plain_form_with_all_gradients() {
                 let g: Vec<Tensor> = g.into_iter().flatten().collect();
                 (o.detach(), kept.detach(), g)
             };
-            let (o, lse, g) = run(attend);
             let (o2, lse2, g2) = run(plain);
-            assert_close(&format!("{} {dtype}: o", s.label), &o, &o2, tolerance);
-            assert_close(&format!("{} {dtype}: lse", s.label), &lse, &lse2, tolerance);
-            for (name, (g, w)) in ["dq", "dk", "dv"].iter().zip(g.iter().zip(&g2)) {
-                assert_close(
-                    &format!("{} {dtype}: {name}", s.label),
-                    g,
-                    w,
-                    10.0 * tolerance,
-                );
+            for (form, f) in [("tiles", attend as Attend), ("matrices", compose)] {
+                let (o, lse, g) = run(f);
+                let label = |what: &str| format!("{} {dtype} {form}: {what}", s.label);
+                assert_close(&label("o"), &o, &o2, tolerance);
+                assert_close(&label("lse"), &lse, &lse2, tolerance);
+                for (name, (g, w)) in ["dq", "dk", "dv"].iter().zip(g.iter().zip(&g2)) {
+                    assert_close(&label(name), g, w, 10.0 * tolerance);
+                }
             }
         }
     }
@@ -145,15 +143,17 @@ fn hidden_keys_may_hold_nan() {
         .unwrap()
         .requires_grad()
         .unwrap();
-    let (o, _) = attend(&q, &dirty, &dirty, &causal(&[0]), 1.0).unwrap();
     let (want, _) = attend(&q, &clean, &clean, &causal(&[0]), 1.0).unwrap();
-    // The guarded sum runs in another order than the fast one: equal to rounding only.
-    assert_close("NaN under the mask", &o, &want, 1e-6);
-    let g = grad(&[&o.sum_all().unwrap()], None, &[&dirty], false)
-        .unwrap()
-        .remove(0)
-        .unwrap();
-    assert!(g.all_finite().unwrap());
+    for f in [attend as Attend, compose] {
+        let (o, _) = f(&q, &dirty, &dirty, &causal(&[0]), 1.0).unwrap();
+        // The guarded sum runs in another order than the fast one: equal to rounding only.
+        assert_close("NaN under the mask", &o, &want, 1e-6);
+        let g = grad(&[&o.sum_all().unwrap()], None, &[&dirty], false)
+            .unwrap()
+            .remove(0)
+            .unwrap();
+        assert!(g.all_finite().unwrap());
+    }
 }
 
 #[test]
