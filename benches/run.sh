@@ -5,8 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python3}
 cargo bench -p weft-train --bench end_to_end --locked --no-run
-for row in transformer hybrid decode; do
+for row in transformer hybrid decode decode-bf16; do
     cargo bench -q -p weft-train --bench end_to_end --locked -- "$row"
     "$python" benches/peers/torch_cpu.py --what "$row" --threads 2 --json
 done
+"$python" benches/peers/torch_cpu.py --what machine --threads 2 --json
 cargo bench -q -p weft-train --bench end_to_end --locked -- constant
