@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use weft_tensor::Real;
 use weft_tensor::cpu::simd::vectorize;
 
-use super::block::{LANES, Lane, splat};
+use super::block::dot;
 use super::forward::Input;
 use super::{TILE, larger, row};
 
@@ -139,28 +139,4 @@ fn add_four<R: Real>(out: &mut [R], w: [R; 4], v: [&[R]; 4]) {
         let x = w[2].mul_add(v2[i], x);
         out[i] = w[3].mul_add(v3[i], x);
     }
-}
-
-/// a . b, summed in 16 lanes and then pairwise.
-#[inline(always)]
-fn dot<R: Real>(a: &[R], b: &[R]) -> R {
-    let (whole_a, rest_a) = a.as_chunks::<LANES>();
-    let (whole_b, rest_b) = b.as_chunks::<LANES>();
-    let mut acc: Lane<R> = splat(R::ZERO);
-    for (a, b) in whole_a.iter().zip(whole_b) {
-        for lane in 0..LANES {
-            acc[lane] = a[lane].mul_add(b[lane], acc[lane]);
-        }
-    }
-    let mut half = LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            acc[lane] += acc[lane + half];
-        }
-        half /= 2;
-    }
-    rest_a
-        .iter()
-        .zip(rest_b)
-        .fold(acc[0], |sum, (a, b)| sum + *a * *b)
 }
