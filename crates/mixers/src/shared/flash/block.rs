@@ -291,13 +291,24 @@ pub fn dot<R: Real>(a: &[R], b: &[R]) -> R {
             acc[lane] = a[lane].mul_add(b[lane], acc[lane]);
         }
     }
-    let mut half = LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            acc[lane] += acc[lane + half];
-        }
-        half /= 2;
-    }
     let rest = rest_a.iter().zip(rest_b);
-    rest.fold(acc[0], |sum, (a, b)| a.mul_add(*b, sum))
+    rest.fold(
+        fold(acc),
+        #[inline(always)]
+        |sum, (a, b)| a.mul_add(*b, sum),
+    )
+}
+
+/// The sum of a lane, pairwise.
+#[inline(always)]
+pub fn fold<R: Real>(lane: Lane<R>) -> R {
+    let mut eight = [R::ZERO; 8];
+    for i in 0..8 {
+        eight[i] = lane[i] + lane[i + 8];
+    }
+    let mut four = [R::ZERO; 4];
+    for i in 0..4 {
+        four[i] = eight[i] + eight[i + 4];
+    }
+    (four[0] + four[2]) + (four[1] + four[3])
 }

@@ -64,11 +64,7 @@ pub fn forward<R: Real>(
     let mut buckets = rows_by_head(out, batch, kv_heads, dims.group(), value_dim);
     let mut lane_lse = vec![R::ZERO; batch * kv_heads * lanes];
     if lanes <= decode::MAX_LANES {
-        let tasks: Vec<_> = buckets
-            .iter_mut()
-            .zip(lane_lse.chunks_exact_mut(lanes))
-            .collect();
-        decode::run(&input, tasks);
+        decode::run(&input, &mut buckets, &mut lane_lse);
     } else {
         let tasks_wanted = 4 * rayon::current_num_threads();
         let spans = tasks_wanted.div_ceil(batch * kv_heads);
