@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use weft_mixers::shared::flash::{Dims, Gradients, Keys, Mask, backward, forward};
-use weft_mixers::shared::rope::{Layout, Table};
+use weft_mixers::shared::rope::{Layout, Rotary};
 use weft_tensor::{Device, Tensor, grad};
 
 /// The median of repeated runs, in seconds.
@@ -104,7 +104,8 @@ fn rope([batch, tokens, heads, dim]: [usize; 4], layout: Layout) {
     };
     let (x, g) = (leaf(1), leaf(2).detach());
     let starts = vec![1000; batch];
-    let table = || Table::new(&starts, tokens, dim, 1e4, layout);
+    let rotary = Rotary::new(dim, 1e4, layout);
+    let table = || rotary.table(&starts, tokens, &x).expect("angles");
     let ahead = median(|| {
         table().rotate(&x).expect("a rotation");
     });
