@@ -220,22 +220,23 @@ fn add_weighted<'a, R: Real>(
 #[inline(always)]
 fn dot_four<R: Real>(a: &[R], b: [&[R]; 4]) -> [R; 4] {
     let (whole, rest) = a.as_chunks::<LANES>();
+    let whole_b: [&[Lane<R>]; 4] = b.map(
+        #[inline(always)]
+        |b| &b.as_chunks::<LANES>().0[..whole.len()],
+    );
     let mut acc = [splat(R::ZERO); 4];
-    let [b0, b1, b2, b3] = b;
-    let first = b0.as_chunks::<LANES>().0.iter();
-    let second = b1.as_chunks::<LANES>().0.iter();
-    let third = b2.as_chunks::<LANES>().0.iter();
-    let fourth = b3.as_chunks::<LANES>().0.iter();
-    let rows = whole.iter().zip(first.zip(second).zip(third.zip(fourth)));
-    for (a, ((b0, b1), (b2, b3))) in rows {
+    for (j, a) in whole.iter().enumerate() {
+        let b = whole_b.map(
+            #[inline(always)]
+            |b| &b[j],
+        );
         for lane in 0..LANES {
-            acc[0][lane] = a[lane].mul_add(b0[lane], acc[0][lane]);
-            acc[1][lane] = a[lane].mul_add(b1[lane], acc[1][lane]);
-            acc[2][lane] = a[lane].mul_add(b2[lane], acc[2][lane]);
-            acc[3][lane] = a[lane].mul_add(b3[lane], acc[3][lane]);
+            for i in 0..4 {
+                acc[i][lane] = a[lane].mul_add(b[i][lane], acc[i][lane]);
+            }
         }
     }
-    let mut sums = [fold(acc[0]), fold(acc[1]), fold(acc[2]), fold(acc[3])];
+    let mut sums = acc.map(fold);
     let from = whole.len() * LANES;
     for (i, a) in rest.iter().enumerate() {
         for (sum, b) in sums.iter_mut().zip(b) {
