@@ -2,7 +2,9 @@
 //! the log-sum-exp [B, Hq, T], both differentiable. [`plain`] is the truth, in tensor operations with the
 //! whole mask; [`attend`] runs the tiled kernels.
 
-use weft_tensor::{Buffer, Context, DType, Function, Real, Stored, Tensor, apply, recompute};
+use weft_tensor::{
+    Buffer, Context, DType, Device, Function, Real, Stored, Tensor, apply, recompute,
+};
 
 use super::{Dims, Gradients, Keys, Mask, backward, forward};
 use crate::error::{Error, Result};
@@ -144,7 +146,8 @@ pub fn plain(
     Ok((out.contiguous()?, scores.logsumexp(-1, false)?))
 }
 
-/// o and lse by tiles. bf16 is computed in f32; lse is f32 then.
+/// o and lse by tiles. bf16 is computed in f32; lse is f32 then. The tiles are the CPU's; on other devices
+/// this is [`plain`].
 pub fn attend(
     q: &Tensor,
     k: &Tensor,
@@ -158,6 +161,9 @@ pub fn attend(
         let [q, k, v] = [q, k, v].map(|x| x.to_dtype(DType::F32));
         let (o, lse) = attend(&q?, &k?, &v?, sees, scale)?;
         return Ok((o.to_dtype(dtype)?, lse));
+    }
+    if q.device() != Device::Cpu {
+        return plain(q, k, v, sees, scale);
     }
     let [q, k, v] = [q, k, v].map(Tensor::contiguous);
     let (q, k, v) = (q?, k?, v?);
