@@ -12,7 +12,7 @@ use weft_tensor::{Device, Tensor};
 
 use super::MAX_CHANNELS;
 use super::norm::RmsNorm;
-use super::rope::{Layout, Table};
+use super::rope::{Layout, Rotary};
 use crate::error::{Error, Result};
 use crate::params::{Init, Linear, Scope};
 
@@ -93,7 +93,7 @@ pub struct Heads {
     pub kv_heads: usize,
     /// Channels of a head.
     pub head_dim: usize,
-    rope: Option<(Layout, usize, f64)>,
+    rotary: Option<Rotary>,
     q_proj: Linear,
     k_proj: Linear,
     v_proj: Linear,
@@ -175,11 +175,11 @@ impl Heads {
             heads,
             kv_heads,
             head_dim,
-            rope: layout.map(|l| (l, rotated as usize, c.rope_theta)),
             q_proj: scope.linear("q_proj", d_model, q_width, c.bias, init.clone())?,
             k_proj: scope.linear("k_proj", d_model, kv_width, c.bias, init.clone())?,
             v_proj: scope.linear("v_proj", d_model, kv_width, c.bias, init.clone())?,
             o_proj: scope.linear("o_proj", width, d_model, false, init)?,
+            rotary: layout.map(|l| Rotary::new(rotated as usize, c.rope_theta, l)),
             norms,
             gated: c.output_gate,
         })
@@ -204,8 +204,8 @@ impl Heads {
         if let Some((qn, kn)) = &self.norms {
             (q, k) = (qn.forward(&q)?, kn.forward(&k)?);
         }
-        if let Some((layout, rotated, base)) = self.rope {
-            let table = Table::new(starts, t, rotated, base, layout);
+        if let Some(rotary) = &self.rotary {
+            let table = rotary.table(starts, t, &q)?;
             (q, k) = (table.rotate(&q)?, table.rotate(&k)?);
         }
         Ok(Projected { q, k, v, gate })

@@ -3,12 +3,19 @@
 //!
 //! The first n channels of a head are rotated, the rest pass. Two layouts of the pairs are in use:
 //! half-split (i, i + n/2), as in Llama checkpoints of Hugging Face, and adjacent (2i, 2i + 1), as in the paper.
+//!
+//! Sines cost more than the rotation itself, so they are computed once in [`BLOCK`] tokens: with p = a + r, r the
+//! remainder of p by [`BLOCK`], turning by p is turning by a and then by r. The turns by all r are kept; those by a
+//! are not, so that memory does not grow with the positions. A position's angles depend on the position alone.
 
-use std::sync::{Arc, OnceLock};
-
-use weft_tensor::{Buffer, Context, DType, Device, Function, Real, Stored, Tensor, apply, no_grad};
+use weft_tensor::cpu::parallel::{GRAIN, for_pieces};
+use weft_tensor::cpu::simd::vectorize;
+use weft_tensor::{Buffer, Context, DType, Device, Function, Real, Stored, Tensor, apply};
 
 use crate::error::Result;
+
+/// Tokens that share the sines of their block's start.
+const BLOCK: usize = 16;
 
 /// Which channels form a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -20,98 +27,139 @@ pub enum Layout {
     Adjacent,
 }
 
-/// Cosines and sines for the tokens of one call: [rows, T, n/2], one row if all sequences start at one position. They
-/// are computed in f64 where they are first needed, on the host or on the GPU.
-#[derive(Clone)]
-pub struct Table(Arc<Angles>);
-
-struct Angles {
-    /// Of each row.
-    starts: Vec<usize>,
-    tokens: usize,
-    rotated: usize,
-    base: f64,
+/// The rotation of a layer's heads.
+pub struct Rotary {
+    /// base^(-2i / n) [n/2]
+    frequencies: Vec<f64>,
+    /// The turns by 0 .. [`BLOCK`] positions.
+    near: Vec<Turn>,
     layout: Layout,
-    /// (cos, sin)
-    host: OnceLock<Vec<(f64, f64)>>,
-    /// cos and sin, [rows, T, 1, n/2] in f64
-    gpu: OnceLock<(Tensor, Tensor)>,
 }
 
-impl Angles {
-    fn host(&self) -> &[(f64, f64)] {
-        self.host.get_or_init(|| {
-            let frequency = |i: usize| self.base.powf(-2.0 * i as f64 / self.rotated as f64);
-            let frequencies: Vec<f64> = (0..self.rotated / 2).map(frequency).collect();
-            let positions = self.starts.iter().flat_map(|&s| s..s + self.tokens);
-            let turn = |p: usize| frequencies.iter().map(move |f| (p as f64 * f).sin_cos());
-            positions
-                .flat_map(turn)
-                .map(|(sin, cos)| (cos, sin))
-                .collect()
-        })
+/// Cosines and sines of the angles of all pairs at one position [n/2].
+struct Turn {
+    cos: Vec<f64>,
+    sin: Vec<f64>,
+}
+
+impl Turn {
+    fn to(position: usize, frequencies: &[f64]) -> Turn {
+        let angles = frequencies.iter().map(|f| position as f64 * f);
+        let (sin, cos) = angles.map(f64::sin_cos).unzip();
+        Turn { cos, sin }
     }
 
-    fn gpu(&self, device: &Device) -> weft_tensor::Result<(Tensor, Tensor)> {
-        if let Some((cos, sin)) = self.gpu.get()
-            && cos.device() == *device
-        {
-            return Ok((cos.clone(), sin.clone()));
+    /// This turn and then another one.
+    #[inline(always)]
+    fn and(&self, then: &Turn, cos: &mut [f64], sin: &mut [f64]) {
+        let n = cos.len();
+        let (sin, c, s) = (&mut sin[..n], &self.cos[..n], &self.sin[..n]);
+        let (then_c, then_s) = (&then.cos[..n], &then.sin[..n]);
+        for i in 0..n {
+            cos[i] = c[i] * then_c[i] - s[i] * then_s[i];
+            sin[i] = s[i] * then_c[i] + c[i] * then_s[i];
         }
-        let run = |n: usize| Tensor::arange(0, n as i64, DType::F64, device);
-        let rate = -2.0 * self.base.ln() / self.rotated.max(1) as f64;
-        let frequencies = run(self.rotated / 2)?.mul_scalar(rate)?.exp()?;
-        let tokens = run(self.tokens)?;
-        let positions = match self.starts.as_slice() {
-            [start] => tokens.add_scalar(*start as f64)?.unsqueeze(0)?,
-            all => {
-                let starts = all.iter().map(|&s| s as f64).collect();
-                Tensor::from_vec(starts, &[all.len(), 1], device)?.add(&tokens)?
-            }
-        };
-        let angles = positions.unsqueeze(-1)?.unsqueeze(-1)?.mul(&frequencies)?;
-        let made = (angles.cos()?, angles.sin()?);
-        Ok(self.gpu.get_or_init(|| made).clone())
     }
+}
+
+impl Rotary {
+    /// Of the first `rotated` channels (an even number) of each head.
+    pub fn new(rotated: usize, base: f64, layout: Layout) -> Rotary {
+        let frequency = |i: usize| base.powf(-2.0 * i as f64 / rotated as f64);
+        let frequencies: Vec<f64> = (0..rotated / 2).map(frequency).collect();
+        Rotary {
+            near: (0..BLOCK).map(|r| Turn::to(r, &frequencies)).collect(),
+            frequencies,
+            layout,
+        }
+    }
+
+    /// The angles of tokens `starts[b] ..` of each sequence, for tensors of the dtype and the device of `like`.
+    pub fn table(&self, starts: &[usize], tokens: usize, like: &Tensor) -> Result<Table> {
+        let n = self.frequencies.len();
+        let same = starts.windows(2).all(|w| w[0] == w[1]);
+        let rows = if same {
+            starts.len().min(1)
+        } else {
+            starts.len()
+        };
+        let shape = [rows, tokens, 1, n];
+        let size = shape.iter().product();
+        let mut cos = Buffer::<f64>::unwritten(size);
+        let mut sin = Buffer::<f64>::unwritten(size);
+        let positions = starts[..rows].iter().flat_map(|&s| s..s + tokens);
+        let angles = cos
+            .chunks_exact_mut(n.max(1))
+            .zip(sin.chunks_exact_mut(n.max(1)));
+        let block = |p: usize| p - p % BLOCK;
+        let far_turn = |start: usize| (start, Turn::to(start, &self.frequencies));
+        let mut far = far_turn(block(starts.first().copied().unwrap_or(0)));
+        vectorize(
+            #[inline(always)]
+            || {
+                for (p, (cos, sin)) in positions.zip(angles) {
+                    if block(p) != far.0 {
+                        far = far_turn(block(p));
+                    }
+                    far.1.and(&self.near[p % BLOCK], cos, sin);
+                }
+            },
+        );
+        let dtype = match like.dtype() {
+            DType::F64 => DType::F64,
+            _ => DType::F32,
+        };
+        let finish = |values| -> weft_tensor::Result<Tensor> {
+            let table = Tensor::from_buffer(values, &shape)?.to_dtype(dtype)?;
+            table.to_device(&like.device())
+        };
+        Ok(Table {
+            cos: finish(cos)?,
+            sin: finish(sin)?,
+            layout: self.layout,
+        })
+    }
+}
+
+/// Cosines and sines for the tokens of one call: [rows, T, 1, n/2], one row if all sequences start at one position.
+#[derive(Clone)]
+pub struct Table {
+    cos: Tensor,
+    sin: Tensor,
+    layout: Layout,
 }
 
 impl Table {
-    /// Angles for tokens `starts[b] ..` of each sequence; `rotated` channels (even) of each head turn.
-    pub fn new(
-        starts: &[usize],
-        tokens: usize,
-        rotated: usize,
-        base: f64,
-        layout: Layout,
-    ) -> Table {
-        let same = starts.windows(2).all(|w| w[0] == w[1]);
-        let rows = if same { 1 } else { starts.len() };
-        Table(Arc::new(Angles {
-            starts: starts.iter().copied().take(rows).collect(),
-            tokens,
-            rotated,
-            base,
-            layout,
-            host: OnceLock::new(),
-            gpu: OnceLock::new(),
-        }))
-    }
-
     /// x [B, T, H, D] with its first channels rotated; bf16 is rotated in f32.
     pub fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        match x.dtype() {
-            DType::F64 | DType::F32 => Ok(self.turn(x, false)?),
-            other => Ok(self
-                .turn(&x.to_dtype(DType::F32)?, false)?
-                .to_dtype(other)?),
-        }
+        let wide = x.to_dtype(self.cos.dtype())?;
+        let y = match x.device() {
+            Device::Cpu => self.turn(&wide, false)?,
+            _ => self.plain(&wide)?,
+        };
+        Ok(y.to_dtype(x.dtype())?)
     }
 
-    /// Rotate, or with `back` by the opposite angles: each is the other's way back.
+    /// The rotation in tensor operations, on any device.
+    fn plain(&self, x: &Tensor) -> weft_tensor::Result<Tensor> {
+        let [[b, t, h, d], [_, _, _, n]] = self.check(x)?;
+        let (turned, rest) = (x.narrow(-1, 0, 2 * n)?, x.narrow(-1, 2 * n, d - 2 * n)?);
+        // The two members of all pairs side by side: [B, T, H, 2, n] or [B, T, H, n, 2].
+        let (shape, axis) = match self.layout {
+            Layout::Half => ([b, t, h, 2, n], -2),
+            Layout::Adjacent => ([b, t, h, n, 2], -1),
+        };
+        let pairs = turned.reshape(&shape)?;
+        let (p, q) = (pairs.select(axis, 0)?, pairs.select(axis, 1)?);
+        let first = p.mul(&self.cos)?.sub(&q.mul(&self.sin)?)?;
+        let second = p.mul(&self.sin)?.add(&q.mul(&self.cos)?)?;
+        let turned = Tensor::stack(&[&first, &second], axis)?.reshape(&[b, t, h, 2 * n])?;
+        Tensor::cat(&[&turned, &rest], -1)
+    }
+
+    /// Rotate on the CPU, or with `back` by the opposite angles: each is the other's way back.
     fn turn(&self, x: &Tensor, back: bool) -> weft_tensor::Result<Tensor> {
-        self.check(x)?;
         let y = match x.dtype() {
-            _ if x.device() != Device::Cpu => no_grad(|| self.composed(&x.detach(), back))?,
             DType::F64 => self.kernel::<f64>(&x.contiguous()?, back)?,
             _ => self.kernel::<f32>(&x.contiguous()?, back)?,
         };
@@ -122,79 +170,85 @@ impl Table {
         Ok(apply(function, &[x], vec![y]).remove(0))
     }
 
-    fn check(&self, x: &Tensor) -> weft_tensor::Result<()> {
-        let [b, t, _, d] = x.dims()?;
-        let (rows, tokens, rotated) = (self.0.starts.len(), self.0.tokens, self.0.rotated);
-        if t == tokens && rotated <= d && (rows == 1 || rows == b) {
-            return Ok(());
+    /// The shapes of x and of the angles, if they fit.
+    fn check(&self, x: &Tensor) -> weft_tensor::Result<[[usize; 4]; 2]> {
+        let (x, angles) = (x.dims::<4>()?, self.cos.dims::<4>()?);
+        let ([b, t, _, d], [rows, tokens, _, n]) = (x, angles);
+        if t != tokens || 2 * n > d || (rows != 1 && rows != b) {
+            return Err(weft_tensor::Error::Shape {
+                op: "rope",
+                detail: format!(
+                    "input {x:?}, angles {angles:?}: expected [B, T, H, D] and [B or 1, T, 1, up to D/2]"
+                ),
+            });
         }
-        let detail = format!(
-            "rope: input {:?} with a table of {rows} rows, {tokens} tokens, {rotated} channels",
-            x.shape()
-        );
-        Err(weft_tensor::Error::Custom(detail))
-    }
-
-    /// In tensor operations.
-    fn composed(&self, x: &Tensor, back: bool) -> weft_tensor::Result<Tensor> {
-        let ([b, t, h, d], n) = (x.dims()?, self.0.rotated / 2);
-        let (cos, sin) = self.0.gpu(&x.device())?;
-        let sin = if back { sin.neg()? } else { sin };
-        let (cos, sin) = (cos.to_dtype(x.dtype())?, sin.to_dtype(x.dtype())?);
-        let turning = x.narrow(-1, 0, 2 * n)?;
-        let (p, q) = match self.0.layout {
-            Layout::Half => (turning.narrow(-1, 0, n)?, turning.narrow(-1, n, n)?),
-            Layout::Adjacent => {
-                let pairs = turning.reshape(&[b, t, h, n, 2])?;
-                (pairs.select(-1, 0)?, pairs.select(-1, 1)?)
-            }
-        };
-        let turned = [
-            p.mul(&cos)?.sub(&q.mul(&sin)?)?,
-            p.mul(&sin)?.add(&q.mul(&cos)?)?,
-        ];
-        let [p, q] = &turned;
-        let turned = match self.0.layout {
-            Layout::Half => Tensor::cat(&[p, q], -1)?,
-            Layout::Adjacent => Tensor::stack(&[p, q], -1)?.reshape(&[b, t, h, 2 * n])?,
-        };
-        if 2 * n == d {
-            return Ok(turned);
-        }
-        Tensor::cat(&[&turned, &x.narrow(-1, 2 * n, d - 2 * n)?], -1)
+        Ok([x, angles])
     }
 
     fn kernel<R: Real + Stored>(&self, x: &Tensor, back: bool) -> weft_tensor::Result<Tensor> {
-        let ([_, t, h, d], n) = (x.dims()?, self.0.rotated / 2);
-        let rows = self.0.starts.len();
-        let sign = if back { -1.0 } else { 1.0 };
-        let table: Vec<(R, R)> = self
-            .0
-            .host()
-            .iter()
-            .map(|&(c, s)| (R::from_f64(c), R::from_f64(s * sign)))
-            .collect();
-        let (first, second, step) = match self.0.layout {
-            Layout::Half => (0, n, 1),
-            Layout::Adjacent => (0, 1, 2),
-        };
-        let source = x.slice::<R>()?;
+        let [[_, t, h, d], [rows, _, _, n]] = self.check(x)?;
+        let (source, cos, sin) = (
+            x.slice::<R>()?,
+            self.cos.slice::<R>()?,
+            self.sin.slice::<R>()?,
+        );
+        let sign = if back { -R::ONE } else { R::ONE };
         let mut out = Buffer::<R>::unwritten(source.len());
-        let heads = out
-            .chunks_exact_mut(d.max(1))
-            .zip(source.chunks_exact(d.max(1)));
-        for (i, (y, x)) in heads.enumerate() {
-            let token = i / h;
-            let row = if rows == 1 { token % t } else { token };
-            y[self.0.rotated..].copy_from_slice(&x[self.0.rotated..]);
-            for (j, &(c, s)) in table[row * n..][..n].iter().enumerate() {
-                let (p, q) = (first + j * step, second + j * step);
-                y[p] = x[p] * c - x[q] * s;
-                y[q] = x[p] * s + x[q] * c;
-            }
+        let width = h * d;
+        if width == 0 {
+            return Tensor::from_buffer(out, x.shape());
         }
+        for_pieces(&mut out, (GRAIN / width).max(1) * width, |at, out| {
+            vectorize(
+                #[inline(always)]
+                || {
+                    let tokens = out
+                        .chunks_exact_mut(width)
+                        .zip(source[at..].chunks_exact(width));
+                    for (i, (y, x)) in tokens.enumerate() {
+                        let token = at / width + i;
+                        let row = if rows == 1 { token % t } else { token };
+                        let (cos, sin) = (&cos[row * n..][..n], &sin[row * n..][..n]);
+                        for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+                            turn_head(self.layout, (cos, sin), sign, x, y);
+                        }
+                    }
+                },
+            )
+        });
         Tensor::from_buffer(out, x.shape())
     }
+}
+
+/// One head at one token: y = x turned by the angles, their sines times `sign`.
+#[inline(always)]
+fn turn_head<R: Real>(layout: Layout, (cos, sin): (&[R], &[R]), sign: R, x: &[R], y: &mut [R]) {
+    let n = cos.len();
+    let sin = &sin[..n];
+    let (x, x_rest) = x.split_at(2 * n);
+    let (y, y_rest) = y.split_at_mut(2 * n);
+    match layout {
+        Layout::Half => {
+            let (p, q) = x.split_at(n);
+            let (first, second) = y.split_at_mut(n);
+            for i in 0..n {
+                let (c, s) = (cos[i], sin[i] * sign);
+                first[i] = p[i] * c - q[i] * s;
+                second[i] = p[i] * s + q[i] * c;
+            }
+        }
+        Layout::Adjacent => {
+            let (x, y) = (
+                &x.as_chunks::<2>().0[..n],
+                &mut y.as_chunks_mut::<2>().0[..n],
+            );
+            for i in 0..n {
+                let ([p, q], (c, s)) = (x[i], (cos[i], sin[i] * sign));
+                y[i] = [p * c - q * s, p * s + q * c];
+            }
+        }
+    }
+    y_rest.copy_from_slice(x_rest);
 }
 
 struct Rotation {
@@ -219,6 +273,7 @@ impl Function for Rotation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden::assert_close;
     use weft_tensor::{Rng, grad};
 
     fn random(shape: &[usize], seed: u64) -> Tensor {
@@ -229,16 +284,19 @@ mod tests {
 
     #[test]
     fn pairs_turn_by_position_times_frequency() {
-        let x = random(&[1, 3, 1, 6], 1);
+        // Positions 14 .. 35 lie in three blocks.
+        let (start, tokens) = (14, 22);
+        let x = random(&[1, tokens, 1, 6], 1);
         for (layout, pairs) in [
             (Layout::Half, [(0, 2), (1, 3)]),
             (Layout::Adjacent, [(0, 1), (2, 3)]),
         ] {
-            let y = Table::new(&[5], 3, 4, 100.0, layout).rotate(&x).unwrap();
+            let table = Rotary::new(4, 100.0, layout).table(&[start], tokens, &x);
+            let y = table.unwrap().rotate(&x).unwrap();
             let (x, y) = (x.to_vec::<f64>().unwrap(), y.to_vec::<f64>().unwrap());
-            for t in 0..3 {
+            for t in 0..tokens {
                 for (i, (p, q)) in pairs.into_iter().enumerate() {
-                    let (s, c) = ((5 + t) as f64 * 100f64.powf(-(i as f64) / 2.0)).sin_cos();
+                    let (s, c) = ((start + t) as f64 * 100f64.powf(-(i as f64) / 2.0)).sin_cos();
                     assert!((y[t * 6 + p] - (x[t * 6 + p] * c - x[t * 6 + q] * s)).abs() < 1e-14);
                     assert!((y[t * 6 + q] - (x[t * 6 + p] * s + x[t * 6 + q] * c)).abs() < 1e-14);
                 }
@@ -248,16 +306,60 @@ mod tests {
     }
 
     #[test]
-    fn tensor_operations_turn_like_the_loop() {
-        let x = random(&[2, 5, 3, 10], 1);
-        for (starts, layout) in [(&[7, 7], Layout::Half), (&[0, 90], Layout::Adjacent)] {
-            for rotated in [10, 6, 0] {
-                let table = Table::new(starts, 5, rotated, 1e4, layout);
-                for back in [false, true] {
-                    let (a, b) = (table.composed(&x, back), table.kernel::<f64>(&x, back));
-                    let (a, b) = (a.unwrap().to_vec::<f64>(), b.unwrap().to_vec::<f64>());
-                    for (a, b) in a.unwrap().iter().zip(b.unwrap()) {
-                        assert!((a - b).abs() < 1e-12, "{a} is not {b}");
+    fn angles_depend_on_the_position_alone_and_stay_exact_far_out() {
+        let rotary = Rotary::new(8, 10_000.0, Layout::Half);
+        let like = random(&[1], 1);
+        let far = 1 << 20;
+        let together = rotary.table(&[far], 40, &like).unwrap();
+        for from in [0, 1, 15, 16, 17, 39] {
+            let alone = rotary.table(&[3, far + from], 1, &like).unwrap();
+            for (all, one) in [(&together.cos, &alone.cos), (&together.sin, &alone.sin)] {
+                let want = all.select(1, from).unwrap();
+                let got = one.narrow(0, 1, 1).unwrap().select(1, 0).unwrap();
+                assert_eq!(got.to_vec::<f64>().unwrap(), want.to_vec::<f64>().unwrap());
+            }
+        }
+        // The product of position and frequency is rounded at 2^20 2^-53, here and there.
+        let cos = together.cos.to_vec::<f64>().unwrap();
+        for (t, i) in (0..40).flat_map(|t| (0..4).map(move |i| (t, i))) {
+            let angle = (far + t) as f64 * 10_000f64.powf(-(i as f64) / 4.0);
+            assert!((cos[4 * t + i] - angle.cos()).abs() < 1e-9);
+        }
+    }
+
+    /// Shapes [B, T, H, D] and rotated channels: partial, odd remainders, nothing rotated, several pieces.
+    const SIZES: [([usize; 4], usize); 6] = [
+        ([2, 3, 2, 4], 4),
+        ([2, 5, 3, 37], 36),
+        ([1, 17, 1, 10], 6),
+        ([2, 2, 1, 4], 0),
+        ([2, 70, 8, 64], 64),
+        ([0, 3, 2, 4], 4),
+    ];
+
+    fn with_gradient(f: impl Fn(&Tensor) -> Tensor, x: &Tensor, w: &Tensor) -> [Tensor; 2] {
+        let x = x.detach().requires_grad().unwrap();
+        let y = f(&x);
+        let loss = y.mul(w).unwrap().sum_all().unwrap();
+        let g = grad(&[&loss], None, &[&x], false).unwrap().remove(0);
+        [y.detach(), g.unwrap()]
+    }
+
+    #[test]
+    fn kernel_equals_the_composition_with_its_gradient() {
+        for (shape, rotated) in SIZES {
+            for layout in [Layout::Half, Layout::Adjacent] {
+                for starts in [[7; 2], [7, 1000]] {
+                    for (dtype, tolerance) in [(DType::F64, 1e-14), (DType::F32, 1e-6)] {
+                        let x = random(&shape, 1).to_dtype(dtype).unwrap();
+                        let w = random(&shape, 2).to_dtype(dtype).unwrap();
+                        let rotary = Rotary::new(rotated, 100.0, layout);
+                        let table = rotary.table(&starts[..shape[0]], shape[1], &x).unwrap();
+                        let got = with_gradient(|x| table.rotate(x).unwrap(), &x, &w);
+                        let want = with_gradient(|x| table.plain(x).unwrap(), &x, &w);
+                        let label = format!("{shape:?} {rotated} {layout:?} {starts:?} {dtype}");
+                        assert_close(&label, &got[0], &want[0], tolerance);
+                        assert_close(&format!("{label}: dx"), &got[1], &want[1], tolerance);
                     }
                 }
             }
@@ -265,30 +367,47 @@ mod tests {
     }
 
     #[test]
+    fn bf16_turns_in_f32() {
+        let x = random(&[1, 20, 2, 8], 1).to_dtype(DType::BF16).unwrap();
+        let wide = x.to_dtype(DType::F32).unwrap();
+        let rotary = Rotary::new(8, 100.0, Layout::Half);
+        let turn = |x: &Tensor| rotary.table(&[5], 20, x).unwrap().rotate(x).unwrap();
+        let want = turn(&wide).to_dtype(DType::BF16).unwrap();
+        assert_eq!(turn(&x).to_f64_vec().unwrap(), want.to_f64_vec().unwrap());
+    }
+
+    #[test]
     fn the_way_back_is_the_opposite_rotation() {
-        let x = random(&[2, 3, 2, 4], 1).requires_grad().unwrap();
-        let table = Table::new(&[5, 9], 3, 4, 100.0, Layout::Half);
+        let x = random(&[2, 3, 2, 4], 1);
         let w = random(&[2, 3, 2, 4], 2);
-        let loss = table
-            .rotate(&x)
-            .unwrap()
-            .mul(&w)
-            .unwrap()
-            .sum_all()
-            .unwrap();
-        let g = grad(&[&loss], None, &[&x], false)
-            .unwrap()
-            .remove(0)
-            .unwrap();
+        let table = Rotary::new(4, 100.0, Layout::Half).table(&[5, 9], 3, &x);
+        let table = table.unwrap();
+        let [_, g] = with_gradient(|x| table.rotate(x).unwrap(), &x, &w);
         // <R x, w> = <x, R^T w>, and R^T R = 1.
-        let again = table.rotate(&g).unwrap();
-        for (a, b) in again
-            .to_vec::<f64>()
-            .unwrap()
-            .iter()
-            .zip(w.to_vec::<f64>().unwrap())
-        {
-            assert!((a - b).abs() < 1e-14);
+        assert_close("R R^T", &table.rotate(&g).unwrap(), &w, 1e-14);
+    }
+
+    #[test]
+    fn a_gpu_gives_the_same_values_and_gradients() {
+        let device = match Device::cuda(0) {
+            Ok(device) => device,
+            Err(e) if std::env::var("WEFT_REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),
+            Err(e) => return eprintln!("skipped: {e}"),
+        };
+        for (shape, rotated) in SIZES {
+            for layout in [Layout::Half, Layout::Adjacent] {
+                let (x, w) = (random(&shape, 1), random(&shape, 2));
+                let run = |device: &Device| {
+                    let [x, w] = [&x, &w].map(|t| t.to_device(device).unwrap());
+                    let rotary = Rotary::new(rotated, 100.0, layout);
+                    let table = rotary.table(&[7, 1000][..shape[0]], shape[1], &x).unwrap();
+                    with_gradient(|x| table.rotate(x).unwrap(), &x, &w)
+                };
+                for (got, want) in run(&device).iter().zip(&run(&Device::Cpu)) {
+                    let got = got.to_device(&Device::Cpu).unwrap();
+                    assert_close(&format!("{shape:?} {layout:?}"), &got, want, 1e-14);
+                }
+            }
         }
     }
 }

@@ -7,19 +7,22 @@
 //!     dv  += p do                      dk += ds q           dq^T += K^T ds
 //! ```
 //!
-//! One task per (b, key head) walks over spans of 128 query lanes and, in each, over the key tiles; dk and
+//! One task per (b, key head) walks over spans of 256 query lanes and, in each, over the key tiles; dk and
 //! dv of a tile are summed over the span in scratch memory before they are added to the results.
 
 use rayon::prelude::*;
 use weft_tensor::Real;
 use weft_tensor::cpu::simd::vectorize;
 
-use super::block::{BLOCK, LANES, Lane, Packed, Steps, rows_times_panel, splat, transpose_into};
+use super::block::{
+    BLOCK, LANES, Lane, Packed, Start, Steps, dot, rows_times_panel, splat, transpose_from,
+    transpose_into,
+};
 use super::mask::{Cover, LanePositions, hide};
 use super::{Dims, Mask, TILE, row, rows_by_head};
 
 /// Panels of a span.
-const SPAN: usize = 8;
+const SPAN: usize = 16;
 
 /// What the backward pass reads besides q, k and v; shapes in the module's table.
 #[derive(Clone, Copy)]
@@ -61,10 +64,10 @@ pub fn backward<R: Real>(
         ("dv", dv.len(), v_shape),
     ];
     dims.check(mask, &arrays);
-    for array in [&mut *dq, &mut *dk, &mut *dv] {
-        array.fill(R::ZERO);
-    }
+    dk.fill(R::ZERO);
+    dv.fill(R::ZERO);
     if q.is_empty() || k.is_empty() || v.is_empty() {
+        dq.fill(R::ZERO);
         return;
     }
     let Dims {
@@ -119,8 +122,9 @@ struct Panel<R> {
     dout_columns: Vec<Lane<R>>,
     dout_rows: Vec<Lane<R>>,
     dq: Vec<Lane<R>>,
-    lse: Lane<R>,
-    delta: Lane<R>,
+    /// -lse and -delta: what the scores and dp start from.
+    minus_lse: Lane<R>,
+    minus_delta: Lane<R>,
 }
 
 struct Scratch<R> {
@@ -143,8 +147,8 @@ impl<R: Real> Scratch<R> {
             dout_columns: columns(dims.value_dim),
             dout_rows: rows(dims.value_dim),
             dq: columns(dims.dim),
-            lse: splat(R::ZERO),
-            delta: splat(R::ZERO),
+            minus_lse: splat(R::ZERO),
+            minus_delta: splat(R::ZERO),
         };
         Scratch {
             panels: (0..dims.lanes().div_ceil(LANES).min(SPAN))
@@ -182,21 +186,28 @@ impl<R: Real> TileGradient<R> {
         };
         let sums = self.sums.chunks_exact_mut(TILE);
         for (sums, rows) in sums.zip(rows.chunks_exact(LANES)) {
-            rows_times_panel::<R, true>((weights, steps), rows, &mut sums[keys.clone()]);
+            rows_times_panel(
+                (weights, steps),
+                rows,
+                Start::Result,
+                &mut sums[keys.clone()],
+            );
         }
     }
 
     /// Add the sums to the rows of the result, and start again from zero.
     #[inline(always)]
     fn flush(&mut self, rows: &mut [&mut [R]]) {
-        for (j, sums) in self.sums.chunks_exact_mut(TILE).enumerate() {
-            for (row, sum) in rows.iter_mut().zip(sums.iter()) {
-                for (x, sum) in row.iter_mut().skip(j * LANES).zip(sum) {
-                    *x += *sum;
+        for (i, row) in rows.iter_mut().enumerate() {
+            let sums = self.sums[i..].iter().step_by(TILE);
+            for (piece, sum) in row.chunks_mut(LANES).zip(sums) {
+                match piece.as_mut_array::<LANES>() {
+                    Some(piece) => (0..LANES).for_each(|lane| piece[lane] += sum[lane]),
+                    None => piece.iter_mut().zip(sum).for_each(|(x, sum)| *x += *sum),
                 }
             }
-            sums.fill(splat(R::ZERO));
         }
+        self.sums.fill(splat(R::ZERO));
     }
 }
 
@@ -206,8 +217,18 @@ fn copy_into<'a, R: Real>(source: impl Iterator<Item = &'a [R]>, scale: R, rows:
     rows.fill(splat(R::ZERO));
     for (lane, source) in source.enumerate() {
         for (j, piece) in source.chunks(LANES).enumerate() {
-            for (out, x) in rows[j * LANES + lane].iter_mut().zip(piece) {
-                *out = *x * scale;
+            let out = &mut rows[j * LANES + lane];
+            match piece.as_array::<LANES>() {
+                Some(piece) => {
+                    *out = piece.map(
+                        #[inline(always)]
+                        |x| x * scale,
+                    )
+                }
+                None => (out.iter_mut().zip(piece)).for_each(
+                    #[inline(always)]
+                    |(out, x)| *out = *x * scale,
+                ),
             }
         }
     }
@@ -254,16 +275,14 @@ fn differentiate<R: Real>(
             for i in 0..panels {
                 let lanes = positions(lanes_of(i));
                 let cover = mask.cover(b, tile.clone(), dims.keys, span, &lanes);
-                scratch.tile(i, tile.len(), cover, &lanes);
+                scratch.tile(i, tile.len(), cover);
             }
             scratch.dk.flush(&mut dk[tile.clone()]);
             scratch.dv.flush(&mut dv[tile]);
         }
-        for (lane, dq) in dq.iter_mut().enumerate() {
-            let (panel, lane) = (&scratch.panels[lane / LANES], lane % LANES);
-            for (out, x) in dq.iter_mut().zip(&panel.dq) {
-                *out = x[lane] * input.scale;
-            }
+        let factor = splat(input.scale);
+        for (panel, dq) in scratch.panels.iter().zip(dq.chunks_mut(LANES)) {
+            transpose_from(&panel.dq, &factor, dq);
         }
     }
 }
@@ -291,16 +310,20 @@ impl<R: Real> Panel<R> {
         transpose_into(dout.clone(), R::ONE, &mut self.dout_columns);
         copy_into(dout.clone(), R::ONE, &mut self.dout_rows);
         self.dq.fill(splat(R::ZERO));
-        self.lse = splat(R::ZERO);
-        self.delta = splat(R::ZERO);
+        self.minus_lse = splat(R::ZERO);
+        self.minus_delta = splat(R::ZERO);
         for (i, (lane, (dout, out))) in lanes.zip(dout.zip(out)).enumerate() {
             let at = dims.lse_index(b, g, lane);
             // A query that sees nothing has lse -infinity; its scores are all hidden, so any finite number
             // makes its weights 0.
             let lse = grads.lse[at];
-            self.lse[i] = if lse == R::NEG_INFINITY { R::ZERO } else { lse };
+            self.minus_lse[i] = if lse == R::NEG_INFINITY {
+                R::ZERO
+            } else {
+                -lse
+            };
             let dlse = grads.dlse.map_or(R::ZERO, |dlse| dlse[at]);
-            self.delta[i] = dout.iter().zip(out).map(|(a, b)| *a * *b).sum::<R>() - dlse;
+            self.minus_delta[i] = dlse - dot(dout, out);
         }
     }
 }
@@ -308,39 +331,27 @@ impl<R: Real> Panel<R> {
 impl<R: Real> Scratch<R> {
     /// One panel against the packed tile of `len` keys.
     #[inline(always)]
-    fn tile(&mut self, panel: usize, len: usize, cover: Cover, lanes: &LanePositions) {
+    fn tile(&mut self, panel: usize, len: usize, cover: Cover) {
         let (keys, seen) = match cover {
             Cover::Hidden => return,
             Cover::Full => (0..len, None),
             Cover::Partial(keys, seen) => (keys, Some(seen)),
         };
         let panel = &mut self.panels[panel];
+        let (q, dout) = (&panel.q_columns, &panel.dout_columns);
         self.k
-            .times_panel(keys.clone(), &panel.q_columns, &mut self.p);
+            .times_panel(keys.clone(), q, &panel.minus_lse, &mut self.p);
         self.v
-            .times_panel(keys.clone(), &panel.dout_columns, &mut self.ds);
+            .times_panel(keys.clone(), dout, &panel.minus_delta, &mut self.ds);
         let (p, ds) = (&mut self.p[keys.clone()], &mut self.ds[keys.clone()]);
         if let Some(seen) = &seen {
-            hide(p, &seen[keys.clone()], lanes);
+            hide(p, &seen[keys.clone()]);
         }
-        for row in p.iter_mut() {
-            for lane in 0..LANES {
-                row[lane] -= panel.lse[lane];
-            }
-        }
-        for x in p.as_flattened_mut() {
-            *x = x.exp();
-        }
-        for (p, ds) in p.iter().zip(ds) {
-            for lane in 0..LANES {
-                let gradient = p[lane] * (ds[lane] - panel.delta[lane]);
-                // Hidden keys may be NaN.
-                ds[lane] = if p[lane] == R::ZERO {
-                    R::ZERO
-                } else {
-                    gradient
-                };
-            }
+        let weights = p.as_flattened_mut().iter_mut();
+        for (p, ds) in weights.zip(ds.as_flattened_mut()) {
+            *p = p.exp();
+            // Hidden keys may be NaN.
+            *ds = if *p == R::ZERO { R::ZERO } else { *p * *ds };
         }
         self.dv.add(keys.clone(), &self.p, &panel.dout_rows);
         self.dk.add(keys.clone(), &self.ds, &panel.q_rows);

@@ -36,18 +36,31 @@ pub struct Steps {
     pub columns: usize,
 }
 
-/// c[row, lane] (+)= sum_k a[row, k] b[k, lane], for the rows of `c`; `b` has as many rows as `a` has
-/// columns. Both counts are multiples of [`BLOCK`]. `ADD` keeps what `c` holds.
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub enum Start<'a, R> {
+    /// The same lane in every row.
+    Lane(&'a Lane<R>),
+    /// What the result holds.
+    Result,
+}
+
+/// c[row, lane] = start + sum_k a[row, k] b[k, lane], for the rows of `c`; `b` has as many rows as `a` has
+/// columns. Both counts are multiples of [`BLOCK`].
 #[inline(always)]
-pub fn rows_times_panel<R: Real, const ADD: bool>(
+pub fn rows_times_panel<R: Real>(
     (a, steps): (&[Block<R>], Steps),
     b: &[Lane<R>],
+    start: Start<R>,
     c: &mut [Lane<R>],
 ) {
     let (b, _) = b.as_chunks::<BLOCK>();
     let (c, _) = c.as_chunks_mut::<BLOCK>();
     for (block, c) in c.iter_mut().enumerate() {
-        let mut acc = if ADD { *c } else { [splat(R::ZERO); BLOCK] };
+        let mut acc = match start {
+            Start::Lane(lane) => [*lane; BLOCK],
+            Start::Result => *c,
+        };
         for (j, b) in b.iter().enumerate() {
             let at = block * BLOCK * steps.rows + j * steps.columns;
             let a: [&Block<R>; BLOCK] = std::array::from_fn(
@@ -109,37 +122,40 @@ fn block_times_panel_exact<R: Real>(
     }
 }
 
-/// A tile of keys or values as the left factor: [columns/8][capacity][8].
+/// A tile of keys or values as the left factor: [columns/8][rows][8], with two unused rows between the
+/// columns so that they do not lie a power of two apart.
 pub struct Packed<R> {
     blocks: Vec<Block<R>>,
-    capacity: usize,
+    /// Distance between columns, in blocks.
+    column: usize,
 }
 
 impl<R: Real> Packed<R> {
-    /// Room for `capacity` rows (a multiple of [`BLOCK`]) of `dim` elements.
-    pub fn new(capacity: usize, dim: usize) -> Packed<R> {
+    /// Room for `rows` rows (a multiple of [`BLOCK`]) of `dim` elements.
+    pub fn new(rows: usize, dim: usize) -> Packed<R> {
+        let column = rows + 2;
         Packed {
-            blocks: vec![[R::ZERO; BLOCK]; capacity * dim.div_ceil(BLOCK)],
-            capacity,
+            blocks: vec![[R::ZERO; BLOCK]; column * dim.div_ceil(BLOCK)],
+            column,
         }
     }
 
     /// Take rows of `dim` elements; rows beyond them, up to a whole block, become zero.
     #[inline(always)]
     pub fn fill<'a>(&mut self, rows: impl ExactSizeIterator<Item = &'a [R]>) {
-        let (capacity, len) = (self.capacity, rows.len());
+        let (column, len) = (self.column, rows.len());
         for (r, row) in rows.enumerate() {
             let (whole, rest) = row.as_chunks::<BLOCK>();
             for (j, block) in whole.iter().enumerate() {
-                self.blocks[j * capacity + r] = *block;
+                self.blocks[j * column + r] = *block;
             }
             if !rest.is_empty() {
                 let mut block = [R::ZERO; BLOCK];
                 block[..rest.len()].copy_from_slice(rest);
-                self.blocks[whole.len() * capacity + r] = block;
+                self.blocks[whole.len() * column + r] = block;
             }
         }
-        for column in self.blocks.chunks_exact_mut(capacity) {
+        for column in self.blocks.chunks_exact_mut(column) {
             column[len..len.next_multiple_of(BLOCK)].fill([R::ZERO; BLOCK]);
         }
     }
@@ -148,7 +164,7 @@ impl<R: Real> Packed<R> {
     #[inline(always)]
     pub fn is_finite(&self, rows: std::ops::Range<usize>) -> bool {
         let mut zero = [R::ZERO; BLOCK];
-        for column in self.blocks.chunks_exact(self.capacity) {
+        for column in self.blocks.chunks_exact(self.column) {
             for block in &column[rows.clone()] {
                 for i in 0..BLOCK {
                     zero[i] += block[i] * R::ZERO;
@@ -158,14 +174,21 @@ impl<R: Real> Packed<R> {
         zero == [R::ZERO; BLOCK]
     }
 
-    /// c[row, lane] = sum_k self[row, k] panel[k, lane] for the given rows (whole blocks).
+    /// c[row, lane] = start[lane] + sum_k self[row, k] panel[k, lane] for the given rows (whole blocks).
     #[inline(always)]
-    pub fn times_panel(&self, rows: std::ops::Range<usize>, panel: &[Lane<R>], c: &mut [Lane<R>]) {
+    pub fn times_panel(
+        &self,
+        rows: std::ops::Range<usize>,
+        panel: &[Lane<R>],
+        start: &Lane<R>,
+        c: &mut [Lane<R>],
+    ) {
         let steps = Steps {
             rows: 1,
-            columns: self.capacity,
+            columns: self.column,
         };
-        rows_times_panel::<R, false>((&self.blocks[rows.start..], steps), panel, &mut c[rows]);
+        let blocks = &self.blocks[rows.start..];
+        rows_times_panel((blocks, steps), panel, Start::Lane(start), &mut c[rows]);
     }
 
     /// c[i, lane] = c[i, lane] * decay[lane] + sum over the given rows of self[row, i] panel[row, lane].
@@ -181,7 +204,7 @@ impl<R: Real> Packed<R> {
     ) {
         let panel = &panel[rows.clone()];
         let (c, _) = c.as_chunks_mut::<BLOCK>();
-        for (column, c) in self.blocks.chunks_exact(self.capacity).zip(c) {
+        for (column, c) in self.blocks.chunks_exact(self.column).zip(c) {
             let a = &column[rows.clone()];
             if exact {
                 block_times_panel_exact(a, panel, decay, c);
@@ -192,18 +215,100 @@ impl<R: Real> Packed<R> {
     }
 }
 
-/// panel[d, lane] = row of that lane, times `scale`; lanes without a row become zero, as do the rows of
-/// the panel beyond the dimension.
+/// panel[d, lane] = element d of that lane's row, times `scale`; lanes without a row become zero, as do the
+/// rows of the panel beyond the dimension. In squares of 4 by 4, which the compiler turns into shuffles.
 #[inline(always)]
 pub fn transpose_into<'a, R: Real>(
     rows: impl Iterator<Item = &'a [R]>,
     scale: R,
     panel: &mut [Lane<R>],
 ) {
-    panel.fill(splat(R::ZERO));
-    for (lane, row) in rows.enumerate() {
-        for (x, out) in row.iter().zip(panel.iter_mut()) {
-            out[lane] = *x * scale;
+    let mut sources: [&[R]; LANES] = [&[]; LANES];
+    for (source, row) in sources.iter_mut().zip(rows) {
+        *source = row;
+    }
+    for (j, out) in panel.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        for (q, sources) in sources.as_chunks::<4>().0.iter().enumerate() {
+            let square: [[R; 4]; 4] = std::array::from_fn(
+                #[inline(always)]
+                |i| four(sources[i], j),
+            );
+            for d in 0..4 {
+                for i in 0..4 {
+                    out[d][4 * q + i] = square[i][d] * scale;
+                }
+            }
         }
     }
+}
+
+/// Elements 4 j .. 4 j + 4 of a row; 0 behind its end.
+#[inline(always)]
+fn four<R: Real>(row: &[R], j: usize) -> [R; 4] {
+    let (whole, rest) = row.as_chunks::<4>();
+    if let Some(four) = whole.get(j) {
+        return *four;
+    }
+    let mut four = [R::ZERO; 4];
+    if j == whole.len() {
+        four[..rest.len()].copy_from_slice(rest);
+    }
+    four
+}
+
+/// The way back: element d of each lane's row = panel[d, lane] * factor[lane].
+#[inline(always)]
+pub fn transpose_from<R: Real>(panel: &[Lane<R>], factor: &Lane<R>, rows: &mut [&mut [R]]) {
+    for (q, rows) in rows.chunks_mut(4).enumerate() {
+        for (j, panel) in panel.as_chunks::<4>().0.iter().enumerate() {
+            let mut square = [[R::ZERO; 4]; 4];
+            for d in 0..4 {
+                for i in 0..4 {
+                    square[i][d] = panel[d][4 * q + i] * factor[4 * q + i];
+                }
+            }
+            for (row, four) in rows.iter_mut().zip(&square) {
+                let (whole, rest) = row.as_chunks_mut::<4>();
+                let last = j == whole.len();
+                if let Some(out) = whole.get_mut(j) {
+                    *out = *four;
+                } else if last {
+                    rest.copy_from_slice(&four[..rest.len()]);
+                }
+            }
+        }
+    }
+}
+
+/// a . b, summed in 16 lanes and then pairwise.
+#[inline(always)]
+pub fn dot<R: Real>(a: &[R], b: &[R]) -> R {
+    let (whole_a, rest_a) = a.as_chunks::<LANES>();
+    let (whole_b, rest_b) = b.as_chunks::<LANES>();
+    let mut acc: Lane<R> = splat(R::ZERO);
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        for lane in 0..LANES {
+            acc[lane] = a[lane].mul_add(b[lane], acc[lane]);
+        }
+    }
+    let rest = rest_a.iter().zip(rest_b);
+    rest.fold(
+        fold(acc),
+        #[inline(always)]
+        |sum, (a, b)| a.mul_add(*b, sum),
+    )
+}
+
+/// The sum of a lane, pairwise.
+#[inline(always)]
+pub fn fold<R: Real>(lane: Lane<R>) -> R {
+    let mut eight = [R::ZERO; 8];
+    for i in 0..8 {
+        eight[i] = lane[i] + lane[i + 8];
+    }
+    let mut four = [R::ZERO; 4];
+    for i in 0..4 {
+        four[i] = eight[i] + eight[i + 4];
+    }
+    (four[0] + four[2]) + (four[1] + four[3])
 }

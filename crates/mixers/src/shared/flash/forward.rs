@@ -15,12 +15,12 @@ use rayon::prelude::*;
 use weft_tensor::Real;
 use weft_tensor::cpu::simd::vectorize;
 
-use super::block::{BLOCK, LANES, Lane, Packed, splat, transpose_into};
+use super::block::{BLOCK, LANES, Lane, Packed, splat, transpose_from, transpose_into};
 use super::mask::{Cover, LanePositions, hide};
 use super::{Dims, Mask, TILE, decode, larger, row, rows_by_head};
 
 /// Panels that share a packed tile, at most.
-const SPAN: usize = 8;
+const SPAN: usize = 16;
 
 /// o and lse of attention; shapes in the module's table. `out` and `lse` are overwritten.
 ///
@@ -64,11 +64,7 @@ pub fn forward<R: Real>(
     let mut buckets = rows_by_head(out, batch, kv_heads, dims.group(), value_dim);
     let mut lane_lse = vec![R::ZERO; batch * kv_heads * lanes];
     if lanes <= decode::MAX_LANES {
-        let tasks: Vec<_> = buckets
-            .iter_mut()
-            .zip(lane_lse.chunks_exact_mut(lanes))
-            .collect();
-        decode::run(&input, tasks);
+        decode::run(&input, &mut buckets, &mut lane_lse);
     } else {
         let tasks_wanted = 4 * rayon::current_num_threads();
         let spans = tasks_wanted.div_ceil(batch * kv_heads);
@@ -203,13 +199,9 @@ fn attend<R: Real>(input: &Input<R>, scratch: &mut Scratch<R>, task: Task<R>) {
             };
             scratch
                 .k
-                .times_panel(rows.clone(), &panel.q, &mut scratch.scores);
+                .times_panel(rows.clone(), &panel.q, &splat(R::ZERO), &mut scratch.scores);
             if let Some(seen) = &seen {
-                hide(
-                    &mut scratch.scores[rows.clone()],
-                    &seen[rows.clone()],
-                    &lanes,
-                );
+                hide(&mut scratch.scores[rows.clone()], &seen[rows.clone()]);
             }
             let decay = softmax_step(panel, &mut scratch.scores[rows.clone()]);
             let exact = seen.is_some() && !scratch.v.is_finite(rows.clone());
@@ -218,18 +210,18 @@ fn attend<R: Real>(input: &Input<R>, scratch: &mut Scratch<R>, task: Task<R>) {
                 .transposed_times_panel(rows, &scratch.scores, &decay, &mut panel.out, exact);
         }
     }
-    for (lane, (out, lse)) in task.out.iter_mut().zip(task.lse).enumerate() {
-        let (panel, lane) = (&scratch.panels[lane / LANES], lane % LANES);
-        let sum = panel.sum[lane];
-        let inverse = if sum == R::ZERO {
-            R::ZERO
-        } else {
-            R::ONE / sum
-        };
-        for (out, x) in out.iter_mut().zip(&panel.out) {
-            *out = x[lane] * inverse;
+    let results = task.out.chunks_mut(LANES).zip(task.lse.chunks_mut(LANES));
+    for (panel, (out, lse)) in scratch.panels.iter().zip(results) {
+        let mut inverse = splat(R::ZERO);
+        for (inverse, &sum) in inverse.iter_mut().zip(&panel.sum) {
+            if sum != R::ZERO {
+                *inverse = R::ONE / sum;
+            }
         }
-        *lse = panel.max[lane] + sum.ln();
+        transpose_from(&panel.out, &inverse, out);
+        for (lse, (max, sum)) in lse.iter_mut().zip(panel.max.iter().zip(&panel.sum)) {
+            *lse = *max + sum.ln();
+        }
     }
 }
 
@@ -256,18 +248,12 @@ fn softmax_step<R: Real>(panel: &mut Panel<R>, scores: &mut [Lane<R>]) -> Lane<R
     for x in &mut decay {
         *x = x.exp();
     }
+    let mut sum = splat(R::ZERO);
     for row in scores.iter_mut() {
         for lane in 0..LANES {
-            row[lane] -= shift[lane];
-        }
-    }
-    for x in scores.as_flattened_mut() {
-        *x = x.exp();
-    }
-    let mut sum = splat(R::ZERO);
-    for row in scores.iter() {
-        for lane in 0..LANES {
-            sum[lane] += row[lane];
+            let weight = (row[lane] - shift[lane]).exp();
+            row[lane] = weight;
+            sum[lane] += weight;
         }
     }
     for lane in 0..LANES {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::TILE;
-use super::block::{BLOCK, LANES, Lane};
+use super::block::{BLOCK, Lane};
 use weft_tensor::Real;
 
 /// The positions of the keys.
@@ -30,31 +30,42 @@ pub struct Mask<'a> {
     pub sinks: i64,
 }
 
-/// The positions that the 16 lanes of a panel stand for.
+/// The positions that the lanes of a panel stand for: `group` lanes to a position, in order.
 pub(super) struct LanePositions {
     first: i64,
     last: i64,
-    /// Position of a lane after the first, -1 for a lane without a query.
-    offset: [i32; LANES],
+    group: usize,
+    /// Lanes of the first position that belong to the panel before.
+    phase: usize,
+    count: usize,
 }
 
 impl LanePositions {
-    /// Lanes `from..to` of a sequence whose queries start at `start`, with `group` lanes to a position.
+    /// Lanes `from..to` of a sequence whose queries start at `start`.
     #[inline(always)]
     pub(super) fn new(start: i64, group: usize, lanes: Range<usize>) -> LanePositions {
         let at = |lane: usize| start.saturating_add((lane / group) as i64);
-        let (first, last) = (at(lanes.start), at(lanes.end - 1));
-        let mut offset = [-1; LANES];
-        for (lane, offset) in lanes.zip(&mut offset) {
-            *offset = (at(lane) - first) as i32;
-        }
         LanePositions {
-            first,
-            last,
-            offset,
+            first: at(lanes.start),
+            last: at(lanes.end - 1),
+            group,
+            phase: lanes.start % group,
+            count: lanes.len(),
         }
     }
+
+    /// How many lanes stand for positions before the given one.
+    #[inline(always)]
+    fn before(&self, position: i64) -> u8 {
+        let positions = position.saturating_sub(self.first);
+        let positions = positions.clamp(0, self.last - self.first + 1) as usize;
+        let lanes = (positions * self.group).saturating_sub(self.phase);
+        lanes.min(self.count) as u8
+    }
 }
+
+/// The lanes, from and to, that see a key.
+pub(super) type Seen = (u8, u8);
 
 /// Smallest and largest position in a tile, and whether it has empty slots.
 #[derive(Clone, Copy)]
@@ -64,15 +75,14 @@ pub(super) struct Span {
     holes: bool,
 }
 
-/// What a panel of queries sees of a tile. Lives on the stack for the length of one tile.
-#[allow(clippy::large_enum_variant)]
+/// What a panel of queries sees of a tile.
 pub(super) enum Cover {
     /// Nothing.
     Hidden,
     /// All keys, from all its queries.
     Full,
-    /// These keys (whole blocks), and of them the lanes from `.0` to before `.1` of each key's entry.
-    Partial(Range<usize>, [(i32, i32); TILE]),
+    /// These keys (whole blocks), each from some lanes.
+    Partial(Range<usize>, [Seen; TILE]),
 }
 
 impl Mask<'_> {
@@ -188,32 +198,24 @@ impl Mask<'_> {
         Cover::Partial(from / BLOCK * BLOCK..to.next_multiple_of(BLOCK), seen)
     }
 
-    /// The offsets [from, to) of the positions that see a key, among those of the lanes.
     #[inline(always)]
-    fn lanes_that_see(&self, key: i64, lanes: &LanePositions) -> (i32, i32) {
-        let end = lanes.last - lanes.first + 1;
-        let clip = |position: i64| position.saturating_sub(lanes.first).clamp(0, end) as i32;
+    fn lanes_that_see(&self, key: i64, lanes: &LanePositions) -> Seen {
         if key < 0 {
             return (0, 0);
         }
         let to = match self.window {
-            Some(window) if key >= self.sinks => clip(key.saturating_add(window)),
-            _ => end as i32,
+            Some(window) if key >= self.sinks => lanes.before(key.saturating_add(window)),
+            _ => lanes.count as u8,
         };
-        (clip(key), to)
+        (lanes.before(key), to)
     }
 }
 
 /// Set the scores (one row a key) of the lanes that do not see their key to -infinity.
 #[inline(always)]
-pub(super) fn hide<R: Real>(scores: &mut [Lane<R>], seen: &[(i32, i32)], lanes: &LanePositions) {
+pub(super) fn hide<R: Real>(scores: &mut [Lane<R>], seen: &[Seen]) {
     for (row, &(from, to)) in scores.iter_mut().zip(seen) {
-        for (x, &at) in row.iter_mut().zip(&lanes.offset) {
-            *x = if from <= at && at < to {
-                *x
-            } else {
-                R::NEG_INFINITY
-            };
-        }
+        row[..usize::from(from)].fill(R::NEG_INFINITY);
+        row[usize::from(to.max(from))..].fill(R::NEG_INFINITY);
     }
 }

@@ -152,11 +152,13 @@ fn rows_by_head<R>(
     group: usize,
     dim: usize,
 ) -> Vec<Vec<&mut [R]>> {
-    let mut buckets: Vec<Vec<&mut [R]>> = (0..batch * kv_heads).map(|_| Vec::new()).collect();
     if array.is_empty() {
-        return buckets;
+        return (0..batch * kv_heads).map(|_| Vec::new()).collect();
     }
     let sequence = array.len() / batch;
+    let mut buckets: Vec<Vec<&mut [R]>> = (0..batch * kv_heads)
+        .map(|_| Vec::with_capacity(sequence / (kv_heads * dim)))
+        .collect();
     for (b, sequence) in array.chunks_exact_mut(sequence).enumerate() {
         for (i, row) in sequence.chunks_exact_mut(dim).enumerate() {
             buckets[b * kv_heads + i / group % kv_heads].push(row);

@@ -22,6 +22,10 @@ struct Setup {
     keys: usize,
     heads: usize,
     kv_heads: usize,
+    /// Of queries and keys, and of values.
+    dims: [usize; 2],
+    /// Factor on the scores.
+    scale: f64,
     sees: Visibility,
 }
 
@@ -44,6 +48,8 @@ fn setups() -> Vec<Setup> {
             keys,
             heads,
             kv_heads,
+            dims: [20, 12],
+            scale: 0.3,
             sees,
         });
     };
@@ -92,6 +98,66 @@ fn setups() -> Vec<Setup> {
     add("ring", 30, 50, (4, 2), sees);
     // Row 0 sees nothing at all: left padding at negative positions.
     add("blind rows", 4, 20, (2, 2), causal(&[-10, 5]));
+    all.extend(decoding_setups());
+    all
+}
+
+/// A few queries on a cache of several chunks: rows of different length, windows with and without sinks that lie in
+/// another chunk, rings, groups of heads, head sizes around the vector width, scores beyond the range of exp.
+fn decoding_setups() -> Vec<Setup> {
+    let windowed = |starts: &[i64], window, sinks| Visibility {
+        window: Some(window),
+        sinks,
+        ..causal(starts)
+    };
+    let empty_slots = |starts: &[i64]| Visibility {
+        // Every third slot is empty, and the rest are in reverse order.
+        keys: KeyPositions::Slots(
+            (0..2 * 600)
+                .map(|s| if s % 3 == 0 { -1 } else { 599 - s % 600 })
+                .collect(),
+        ),
+        ..causal(starts)
+    };
+    let sees = [
+        ("ragged rows", causal(&[3, 590])),
+        ("a row that sees nothing", causal(&[-7, 300])),
+        ("window", windowed(&[400, 598], 100, 0)),
+        ("window and sinks", windowed(&[599, 300], 30, 4)),
+        ("empty slots", empty_slots(&[598, 130])),
+    ];
+    let mut all = vec![];
+    for (label, sees) in &sees {
+        for (queries, heads, kv_heads) in [(1, 4, 4), (1, 8, 1), (1, 6, 2), (3, 4, 2), (8, 1, 1)] {
+            for (dims, scale) in [([16, 16], 0.3), ([33, 7], 0.3), ([5, 64], 20.0)] {
+                all.push(Setup {
+                    label: format!(
+                        "decode, {label} T={queries} heads={heads}/{kv_heads} {dims:?} {scale}"
+                    ),
+                    queries,
+                    keys: 600,
+                    heads,
+                    kv_heads,
+                    dims,
+                    scale,
+                    sees: sees.clone(),
+                });
+            }
+        }
+    }
+    // The same sizes of heads and scores in the tiles of many queries.
+    for (dims, scale) in [([16, 16], 0.3), ([33, 7], 0.3), ([5, 64], 20.0)] {
+        all.push(Setup {
+            label: format!("tiles {dims:?} {scale}"),
+            queries: 70,
+            keys: 100,
+            heads: 3,
+            kv_heads: 1,
+            dims,
+            scale,
+            sees: windowed(&[30, 2], 40, 3),
+        });
+    }
     all
 }
 
@@ -100,11 +166,12 @@ fn tiles_equal_the_plain_form_with_all_gradients() {
     for s in setups() {
         for (dtype, tolerance) in [(DType::F64, 1e-11), (DType::F32, 2e-5)] {
             let leaf = |shape: &[usize], seed| random(shape, seed, dtype).requires_grad().unwrap();
-            let q = leaf(&[2, s.queries, s.heads, 20], 1);
-            let k = leaf(&[2, s.keys, s.kv_heads, 20], 2);
-            let v = leaf(&[2, s.keys, s.kv_heads, 12], 3);
+            let [dim, value_dim] = s.dims;
+            let q = leaf(&[2, s.queries, s.heads, dim], 1);
+            let k = leaf(&[2, s.keys, s.kv_heads, dim], 2);
+            let v = leaf(&[2, s.keys, s.kv_heads, value_dim], 3);
             let run = |f: Attend| {
-                let (o, lse) = f(&q, &k, &v, &s.sees, 0.3).unwrap();
+                let (o, lse) = f(&q, &k, &v, &s.sees, s.scale).unwrap();
                 let wo = random(o.shape(), 4, dtype);
                 let loss = o.mul(&wo).unwrap().sum_all().unwrap();
                 // lse is -infinity where nothing is seen: only finite rows enter the loss.
