@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use weft_mixers::shared::flash::{Dims, Gradients, Keys, Mask, backward, forward};
 use weft_mixers::shared::rope::{Layout, Rotary};
-use weft_tensor::{Device, Tensor, grad};
+use weft_tensor::{Device, Tensor, grad, in_pool};
 
 /// The median of repeated runs, in seconds.
 fn median(mut f: impl FnMut()) -> f64 {
@@ -123,7 +123,12 @@ fn rope([batch, tokens, heads, dim]: [usize; 4], layout: Layout) {
     );
 }
 
+/// On a thread of the pool, as the commands run.
 fn main() {
+    in_pool(run);
+}
+
+fn run() {
     println!("{} threads", rayon::current_num_threads());
     let dims = |batch, queries, keys, heads, kv_heads, dim| Dims {
         batch,

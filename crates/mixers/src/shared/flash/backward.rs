@@ -7,7 +7,7 @@
 //!     dv  += p do                      dk += ds q           dq^T += K^T ds
 //! ```
 //!
-//! One task per (b, key head) walks over spans of 256 query lanes and, in each, over the key tiles; dk and
+//! One task per (b, key head) walks over spans of 128 query lanes and, in each, over the key tiles; dk and
 //! dv of a tile are summed over the span in scratch memory before they are added to the results.
 
 use rayon::prelude::*;
@@ -22,7 +22,7 @@ use super::mask::{Cover, LanePositions, hide};
 use super::{Dims, Mask, TILE, row, rows_by_head};
 
 /// Panels of a span.
-const SPAN: usize = 16;
+const SPAN: usize = 8;
 
 /// What the backward pass reads besides q, k and v; shapes in the module's table.
 #[derive(Clone, Copy)]

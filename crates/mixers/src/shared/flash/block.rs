@@ -122,40 +122,37 @@ fn block_times_panel_exact<R: Real>(
     }
 }
 
-/// A tile of keys or values as the left factor: [columns/8][rows][8], with two unused rows between the
-/// columns so that they do not lie a power of two apart.
+/// A tile of keys or values as the left factor: [columns/8][capacity][8].
 pub struct Packed<R> {
     blocks: Vec<Block<R>>,
-    /// Distance between columns, in blocks.
-    column: usize,
+    capacity: usize,
 }
 
 impl<R: Real> Packed<R> {
-    /// Room for `rows` rows (a multiple of [`BLOCK`]) of `dim` elements.
-    pub fn new(rows: usize, dim: usize) -> Packed<R> {
-        let column = rows + 2;
+    /// Room for `capacity` rows (a multiple of [`BLOCK`]) of `dim` elements.
+    pub fn new(capacity: usize, dim: usize) -> Packed<R> {
         Packed {
-            blocks: vec![[R::ZERO; BLOCK]; column * dim.div_ceil(BLOCK)],
-            column,
+            blocks: vec![[R::ZERO; BLOCK]; capacity * dim.div_ceil(BLOCK)],
+            capacity,
         }
     }
 
     /// Take rows of `dim` elements; rows beyond them, up to a whole block, become zero.
     #[inline(always)]
     pub fn fill<'a>(&mut self, rows: impl ExactSizeIterator<Item = &'a [R]>) {
-        let (column, len) = (self.column, rows.len());
+        let (capacity, len) = (self.capacity, rows.len());
         for (r, row) in rows.enumerate() {
             let (whole, rest) = row.as_chunks::<BLOCK>();
             for (j, block) in whole.iter().enumerate() {
-                self.blocks[j * column + r] = *block;
+                self.blocks[j * capacity + r] = *block;
             }
             if !rest.is_empty() {
                 let mut block = [R::ZERO; BLOCK];
                 block[..rest.len()].copy_from_slice(rest);
-                self.blocks[whole.len() * column + r] = block;
+                self.blocks[whole.len() * capacity + r] = block;
             }
         }
-        for column in self.blocks.chunks_exact_mut(column) {
+        for column in self.blocks.chunks_exact_mut(capacity) {
             column[len..len.next_multiple_of(BLOCK)].fill([R::ZERO; BLOCK]);
         }
     }
@@ -164,7 +161,7 @@ impl<R: Real> Packed<R> {
     #[inline(always)]
     pub fn is_finite(&self, rows: std::ops::Range<usize>) -> bool {
         let mut zero = [R::ZERO; BLOCK];
-        for column in self.blocks.chunks_exact(self.column) {
+        for column in self.blocks.chunks_exact(self.capacity) {
             for block in &column[rows.clone()] {
                 for i in 0..BLOCK {
                     zero[i] += block[i] * R::ZERO;
@@ -185,7 +182,7 @@ impl<R: Real> Packed<R> {
     ) {
         let steps = Steps {
             rows: 1,
-            columns: self.column,
+            columns: self.capacity,
         };
         let blocks = &self.blocks[rows.start..];
         rows_times_panel((blocks, steps), panel, Start::Lane(start), &mut c[rows]);
@@ -204,7 +201,7 @@ impl<R: Real> Packed<R> {
     ) {
         let panel = &panel[rows.clone()];
         let (c, _) = c.as_chunks_mut::<BLOCK>();
-        for (column, c) in self.blocks.chunks_exact(self.column).zip(c) {
+        for (column, c) in self.blocks.chunks_exact(self.capacity).zip(c) {
             let a = &column[rows.clone()];
             if exact {
                 block_times_panel_exact(a, panel, decay, c);

@@ -20,7 +20,7 @@ use super::mask::{Cover, LanePositions, hide};
 use super::{Dims, Mask, TILE, decode, larger, row, rows_by_head};
 
 /// Panels that share a packed tile, at most.
-const SPAN: usize = 16;
+const SPAN: usize = 8;
 
 /// o and lse of attention; shapes in the module's table. `out` and `lse` are overwritten.
 ///
