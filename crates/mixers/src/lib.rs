@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod error;
+pub mod files;
 pub mod gated_deltanet;
 pub mod gated_deltanet2;
 pub mod golden;

@@ -2,6 +2,7 @@
 //! nothing: format, version, owner, names, shapes and dtypes are all checked before a state is built.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use weft_tensor::Device;
 
 use crate::error::{Error, Result};
+use crate::files::AtomicFile;
 use crate::safetensor::{bytes_of, tensor_of};
 use crate::state::State;
 
@@ -32,7 +34,7 @@ struct Record {
     tensors: Vec<String>,
 }
 
-/// Write states, one after another, beside the target and rename: a crash leaves the old file or the new one.
+/// Write states, one after another; a crash leaves the old file or the new one.
 pub fn save(path: &Path, owner: &str, states: &[&State]) -> Result<()> {
     let record = |s: &&State| Record {
         mixer: s.mixer().into(),
@@ -66,20 +68,12 @@ pub fn save(path: &Path, owner: &str, states: &[&State]) -> Result<()> {
     let json = serde_json::to_string(&header).map_err(|e| fail(&e))?;
     let meta = HashMap::from([("weft".to_string(), json)]);
     let bytes = safetensors::serialize(views, Some(meta)).map_err(|e| fail(&e))?;
-    let mut beside = path.as_os_str().to_owned();
-    // The process's number keeps two writers, and files that differ in their endings only, apart.
-    beside.push(format!(".{}.partial", std::process::id()));
-    let write = || -> std::io::Result<()> {
-        use std::io::Write;
-        let mut f = std::fs::File::create(&beside)?;
-        f.write_all(&bytes)?;
-        f.sync_all()?;
-        std::fs::rename(&beside, path)
+    let write = || {
+        let mut file = AtomicFile::create(path)?;
+        file.write_all(&bytes)?;
+        file.commit()
     };
-    write().map_err(|e| {
-        let _ = std::fs::remove_file(&beside);
-        fail(&e)
-    })
+    write().map_err(|e: std::io::Error| fail(&e))
 }
 
 /// Read the states of a file that belongs to `owner`.

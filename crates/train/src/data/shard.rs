@@ -73,8 +73,9 @@ impl ShardWriter {
     /// # Errors
     /// When the folder does not exist or cannot be written.
     pub fn create(path: impl AsRef<Path>, vocab: u64) -> Result<Self> {
+        let path = path.as_ref();
         let mut shard = Self {
-            file: AtomicFile::create(path)?,
+            file: AtomicFile::create(path).map_err(Error::io("write", path))?,
             vocab,
             count: 0,
         };
@@ -123,7 +124,8 @@ impl ShardWriter {
             .seek(SeekFrom::Start(0))
             .map_err(Error::io("write", self.file.path()))?;
         self.put(&self.header())?;
-        self.file.commit()
+        let path = self.file.path().to_owned();
+        self.file.commit().map_err(Error::io("write", &path))
     }
 
     fn width(&self) -> u32 {

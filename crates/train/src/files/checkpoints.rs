@@ -9,8 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{self, Manifest};
-use super::{TEMPORARY, parent, sync_folder, temporary_beside};
 use crate::error::{Error, Result};
+use weft_mixers::files::{TEMPORARY, parent, sync_folder, temporary_beside};
 
 const LOCK: &str = ".lock";
 const PREFIX: &str = "step-";
@@ -87,7 +87,8 @@ impl Checkpoints {
         if checkpoint.verify().is_ok() {
             return Ok(checkpoint);
         }
-        let temporary = temporary_beside(&checkpoint.path)?;
+        let temporary =
+            temporary_beside(&checkpoint.path).map_err(Error::io("write", &checkpoint.path))?;
         let written = self.write(&temporary, &checkpoint, write);
         if written.is_err() {
             let _ = remove(&temporary);
@@ -140,7 +141,7 @@ impl Checkpoints {
 
     /// Renames before removing, so that a kill in between leaves nothing that looks like a checkpoint.
     fn discard(&self, path: &Path) -> Result<()> {
-        let away = temporary_beside(path)?;
+        let away = temporary_beside(path).map_err(Error::io("remove", path))?;
         std::fs::rename(path, &away)
             .and_then(|()| remove(&away))
             .map_err(Error::io("remove", path))

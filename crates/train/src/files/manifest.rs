@@ -118,7 +118,7 @@ fn list(root: &Path, folder: &Path, files: &mut Vec<Entry>) -> Result<()> {
         let (bytes, crc32) = sync_and_sum(&path).map_err(Error::io("write", &path))?;
         files.push(Entry { name, bytes, crc32 });
     }
-    super::sync_folder(folder).map_err(failed)
+    weft_mixers::files::sync_folder(folder).map_err(failed)
 }
 
 /// `a/b` on every system.
