@@ -6,6 +6,7 @@ mod error;
 pub mod evaluate;
 pub mod files;
 pub mod log;
+pub mod machine;
 pub mod optim;
 pub mod quickstart;
 pub mod recipe;

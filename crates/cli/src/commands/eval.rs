@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::bail;
-use weft_models::folder;
 use weft_train::data::TextSource;
 use weft_train::evaluate::{EvalConfig, HeldOut, evaluate};
 
 use super::Outcome;
-use super::device::DeviceArg;
+use super::model::ModelArg;
 use crate::output;
 
 const EXAMPLES: &str = "\
@@ -24,19 +23,14 @@ Every token is scored once, with the state carried from the beginning of each fi
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The model folder
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArg,
     /// Files and folders of text
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
     text: Vec<PathBuf>,
     /// Start from an empty state every so many tokens
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
-    /// Keep the weights in this dtype [default: as stored]
-    #[arg(long, value_name = "DTYPE", value_enum)]
-    weights: Option<super::Weights>,
-    #[command(flatten)]
-    device: DeviceArg,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -47,11 +41,7 @@ impl Args {
         if self.context == Some(0) {
             bail!("--context is 0: give 1 or more tokens, or leave it out");
         }
-        let model = folder::load(&self.model, &self.device.open()?)?;
-        if let Some(weights) = self.weights {
-            model.store_weights(weights.into())?;
-        }
-        let tokenizer = folder::load_tokenizer(&self.model, model.config())?;
+        let (model, tokenizer) = self.model.load()?;
         let source = TextSource::read(&self.text)?;
         let texts: Vec<&str> = source.documents.iter().map(|d| d.text.as_str()).collect();
         let held_out = HeldOut::new(&texts, &tokenizer)?;

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use anyhow::Context;
 use serde_json::json;
 use weft_models::generate::Settings;
-use weft_models::{ModelState, Sampling, Session, folder};
+use weft_models::{ModelState, Sampling, Session};
 
 use super::Outcome;
-use super::device::DeviceArg;
+use super::model::ModelArg;
 use crate::output;
 
 const EXAMPLES: &str = "\
@@ -24,8 +24,8 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The model folder
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArg,
     /// The text to continue
     #[arg(long, value_name = "TEXT", conflicts_with = "prompt_file")]
     prompt: Option<String>,
@@ -59,17 +59,12 @@ pub struct Args {
     /// Go on after the end of a document
     #[arg(long)]
     ignore_eos: bool,
-    /// Keep the weights in this dtype; bf16 reads half the bytes per token [default: as stored]
-    #[arg(long, value_name = "DTYPE", value_enum)]
-    weights: Option<super::Weights>,
     /// Begin from a state that --save-state wrote
     #[arg(long, value_name = "FILE")]
     load_state: Option<PathBuf>,
     /// Write the state after the last token
     #[arg(long, value_name = "FILE")]
     save_state: Option<PathBuf>,
-    #[command(flatten)]
-    device: DeviceArg,
     /// Print one JSON object instead of the text
     #[arg(long)]
     json: bool,
@@ -86,15 +81,10 @@ impl Args {
             }
             None => self.prompt.clone().unwrap_or_default(),
         };
-        let device = self.device.open()?;
-        let model = folder::load(&self.model, &device)?;
-        if let Some(weights) = self.weights {
-            model.store_weights(weights.into())?;
-        }
-        let tokenizer = folder::load_tokenizer(&self.model, model.config())?;
+        let (model, tokenizer) = self.model.load()?;
         let mut session = match &self.load_state {
             Some(file) => {
-                let state = ModelState::load(file, &model, &device)?;
+                let state = ModelState::load(file, &model, &model.device())?;
                 Session::from_state(&model, &tokenizer, state)?
             }
             None => Session::new(&model, &tokenizer)?,

@@ -8,12 +8,12 @@ mod generate;
 mod kernels;
 mod man;
 mod mixers;
+mod model;
 mod quickstart;
 mod study;
 mod train;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use weft_tensor::DType;
 
 const AFTER: &str = "\
 Every command explains itself: weft <command> --help.
@@ -76,22 +76,6 @@ impl Command {
             Command::Kernels(args) => args.run(),
             Command::Completions(args) => args.run(),
             Command::Man(args) => args.run(),
-        }
-    }
-}
-
-/// The dtype in which weights are kept while a model runs.
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Weights {
-    F32,
-    Bf16,
-}
-
-impl From<Weights> for DType {
-    fn from(weights: Weights) -> DType {
-        match weights {
-            Weights::F32 => DType::F32,
-            Weights::Bf16 => DType::BF16,
         }
     }
 }

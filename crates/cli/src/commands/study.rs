@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use weft_tensor::{Device, cuda};
 use weft_train::recipe::Study;
-use weft_train::report;
 use weft_train::study::{self, Shard, Words};
+use weft_train::{machine, report};
 
 use super::Outcome;
 use super::device::DeviceArg;
@@ -58,7 +57,7 @@ impl Args {
             command,
             recipe: std::fs::read_to_string(file)
                 .with_context(|| format!("cannot read {}", file.display()))?,
-            machine: machine(device)?,
+            machine: machine::describe(&device)?,
             version: concat!("weft ", env!("CARGO_PKG_VERSION")).into(),
         };
         let Some(result) =
@@ -79,18 +78,4 @@ impl Args {
         ))?;
         Ok(Outcome::Done)
     }
-}
-
-/// The GPU's name, or the processor's and the number of cores.
-fn machine(device: Device) -> anyhow::Result<String> {
-    if let Device::Cuda(ordinal) = device {
-        return Ok(cuda::context(ordinal)?.name.clone());
-    }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info
-        .lines()
-        .find_map(|l| l.strip_prefix("model name")?.split_once(": ").map(|p| p.1));
-    let model = model.unwrap_or(std::env::consts::ARCH);
-    Ok(format!("{model}, {cores} cores"))
 }
