@@ -7,8 +7,8 @@ use crate::cpu::parallel::{GRAIN, for_pieces};
 use crate::cpu::simd::vectorize;
 use crate::memory::Buffer;
 
-/// Most rows of x for which this beats a product through gemm, which packs the whole weight first (measured with
-/// weights from memory, 512 x 512 to 2048 x 2048: equal at one row, 2 to 15 times faster at 2 to 16, ahead to 48).
+/// Most rows of x for which this beats a product through gemm, which packs the whole weight first: `benches/linear.rs`
+/// measures both.
 pub const FEW_ROWS: usize = 48;
 /// Lanes of one sum: an AVX-512 register.
 const LANES: usize = 16;
