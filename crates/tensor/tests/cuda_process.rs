@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::device::gpu;
+use weft_tensor::cuda::for_tests as gpu;
 use weft_tensor::cuda::memory::{reset_peak, trim, usage};
 use weft_tensor::{DType, Device, Error, Result, Rng, Tensor};
 

@@ -3,7 +3,7 @@
 mod common;
 
 use common::CPU;
-use common::device::gpu;
+use weft_tensor::cuda::for_tests as gpu;
 use weft_tensor::cuda::{Grid, Launch, Source, Variant, kernels};
 use weft_tensor::{Context, DType, Device, Function, Result, Rng, Tensor, apply};
 

@@ -5,8 +5,9 @@
 
 mod common;
 
-use common::device::{assert_near, gpu};
+use common::device::assert_near;
 use common::{CPU, gradient_norm, inputs, loss, table};
+use weft_tensor::cuda::for_tests as gpu;
 use weft_tensor::{DType, Device, Result, Rng, Tensor, bf16, grad};
 
 fn drawn(case: &common::Case, seed: u64, dtype: DType) -> Vec<Tensor> {

@@ -6,7 +6,8 @@
 mod common;
 
 use common::CPU;
-use common::device::{F32, FLOATS, compare, gpu};
+use common::device::{F32, FLOATS, compare};
+use weft_tensor::cuda::for_tests as gpu;
 use weft_tensor::{DType, Device, Error, Result, Rng, Tensor, bf16, grad};
 
 #[test]

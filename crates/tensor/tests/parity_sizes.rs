@@ -6,7 +6,8 @@
 mod common;
 
 use common::CPU;
-use common::device::{FLOATS, assert_near, compare, gpu};
+use common::device::{FLOATS, assert_near, compare};
+use weft_tensor::cuda::for_tests as gpu;
 use weft_tensor::{DType, Result, Rng, Tensor};
 
 #[test]

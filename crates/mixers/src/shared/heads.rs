@@ -40,6 +40,9 @@ pub enum QkNorm {
     RmsPlusOne,
 }
 
+/// Channels of a head at most: each layer keeps a few hundred bytes of rotary turns for a channel.
+const MAX_HEAD_DIM: usize = 1 << 16;
+
 /// Settings of the shell; those left out follow from the width.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -136,6 +139,10 @@ impl Heads {
         if !fits(heads.saturating_mul(2)) {
             let detail =
                 format!("{heads} heads of {head_dim} channels: at most {MAX_CHANNELS} fit a layer");
+            return Err(Error::config(mixer, detail));
+        }
+        if head_dim > MAX_HEAD_DIM {
+            let detail = format!("head_dim {head_dim}: at most {MAX_HEAD_DIM}");
             return Err(Error::config(mixer, detail));
         }
         let rotated = (head_dim as f64 * c.partial_rotary_factor).round();

@@ -266,6 +266,12 @@ fn absurd_models_are_refused_before_anything_is_allocated() {
         "{}",
         refuse(&c)
     );
+    // Few parameters, but a layer keeps the rotary turns of a head.
+    let mut c = config(DType::F32);
+    let huge = json!({"num_heads": 1, "head_dim": 1 << 17});
+    c.mixers
+        .insert("attention".into(), serde_json::from_value(huge).unwrap());
+    assert!(refuse(&c).contains("at most 65536"), "{}", refuse(&c));
     // A window has few parameters and an enormous state.
     let mut c = config(DType::F32);
     c.layer_types[1] = "swa".into();

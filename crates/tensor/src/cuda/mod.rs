@@ -35,3 +35,20 @@ pub use table::SOURCES;
 pub mod kernels {
     pub use super::nvrtc::{Checked, build, cache_folder, check, version};
 }
+
+/// The first GPU for a test, with new memory filled with NaN from now on; `None`, with a line on stderr, where there is
+/// none.
+///
+/// # Panics
+/// If there is none and `WEFT_REQUIRE_GPU` is 1: a run that is meant for a GPU must not pass without it.
+pub fn for_tests() -> Option<crate::Device> {
+    crate::memory::poison(true);
+    match crate::Device::cuda(0) {
+        Ok(device) => Some(device),
+        Err(e) if std::env::var("WEFT_REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),
+        Err(e) => {
+            eprintln!("skipped: {e}");
+            None
+        }
+    }
+}

@@ -1,22 +1,8 @@
 //! Comparing results on a GPU with results on the CPU.
 
-use weft_tensor::{DType, Device, Result, Rng, Tensor, memory};
+use weft_tensor::{DType, Device, Result, Rng, Tensor};
 
 use super::CPU;
-
-/// The GPU, with new memory filled with NaN from now on. Without one the test is skipped, or fails if
-/// WEFT_REQUIRE_GPU is 1.
-pub fn gpu() -> Option<Device> {
-    memory::poison(true);
-    match Device::cuda(0) {
-        Ok(d) => Some(d),
-        Err(e) if std::env::var("WEFT_REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),
-        Err(e) => {
-            eprintln!("skipped: {e}");
-            None
-        }
-    }
-}
 
 /// |got - want| / |want|, infinite if only one of two elements is NaN or infinite, or if the signs of two
 /// infinities differ.

@@ -1,22 +1,11 @@
 //! The optimisers on a GPU against those on the CPU; skipped where there is no GPU, unless WEFT_REQUIRE_GPU is 1.
 
 use weft_mixers::{Init, Params, Scope};
-use weft_tensor::{DType, Device, Rng, Tensor, memory};
+use weft_tensor::cuda::for_tests as gpu;
+use weft_tensor::{DType, Device, Rng, Tensor};
 
 use super::*;
 use crate::recipe::{AdamW, Muon};
-
-fn gpu() -> Option<Device> {
-    memory::poison(true);
-    match Device::cuda(0) {
-        Ok(d) => Some(d),
-        Err(e) if std::env::var("WEFT_REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),
-        Err(e) => {
-            eprintln!("skipped: {e}");
-            None
-        }
-    }
-}
 
 /// More tensors than one launch takes: matrices of two shapes, a large one, and vectors.
 fn model(device: &Device) -> Params {
