@@ -1,9 +1,11 @@
 //! End to end on the CPU, the rows of `benches/peers/torch_cpu.py`: training steps (forward, backward, AdamW) of a
 //! transformer and of a gdn2 hybrid, decoding of a larger hybrid (weights in f32, in bf16), and the time per token of a recurrent model at
-//! positions 100 and 10,000. One JSON object per row; `ms` is the best median of three rounds, as the peer's is.
+//! positions 100 and 10,000. Where there is a GPU, also training steps and decoding of models of 124 million
+//! parameters and more on it, in bf16. One JSON object per row; `ms` is the best median of three rounds, as the peer's is.
 //!
 //! ```text
 //! cargo bench -p weft-train --bench end_to_end -- [transformer|hybrid|decode|decode-bf16|constant]
+//! cargo bench -p weft-train --bench end_to_end -- [gpu-transformer|gpu-hybrid|gpu-decode]
 //! ```
 
 use std::time::Instant;
@@ -17,25 +19,47 @@ use weft_train::recipe::Recipe;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-const BATCH: usize = 8;
-const TOKENS: usize = 256;
-const VOCAB: usize = 2048;
-
-fn model(
-    layers: &str,
+/// Sizes of a model.
+#[derive(Clone, Copy)]
+struct Shape {
+    layers: &'static str,
     depth: usize,
     width: usize,
     hidden: usize,
-) -> Result<LanguageModel, Box<dyn std::error::Error>> {
-    let layers = layers
-        .parse::<weft_models::pattern::Pattern>()?
-        .layers(depth)?;
-    let mut config = Config::new(VOCAB, width, layers);
-    config.intermediate_size = hidden;
+    vocab: usize,
+}
+
+const SMALL: Shape = Shape {
+    layers: "attention",
+    depth: 6,
+    width: 256,
+    hidden: 704,
+    vocab: 2048,
+};
+const DECODED: Shape = Shape {
+    layers: HYBRID,
+    depth: 12,
+    width: 512,
+    hidden: 1376,
+    ..SMALL
+};
+const LARGE: Shape = Shape {
+    depth: 12,
+    width: 768,
+    hidden: 2048,
+    vocab: 32_000,
+    ..SMALL
+};
+const HYBRID: &str = "3*gdn2 + attention";
+
+fn model(shape: Shape, device: &Device) -> Result<LanguageModel, Box<dyn std::error::Error>> {
+    let pattern = shape.layers.parse::<weft_models::pattern::Pattern>()?;
+    let mut config = Config::new(shape.vocab, shape.width, pattern.layers(shape.depth)?);
+    config.intermediate_size = shape.hidden;
     config.tie_word_embeddings = false;
-    let head_dim = if width < 512 { 64 } else { 128 };
+    let head_dim = if shape.width < 512 { 64 } else { 128 };
     for (mixer, dim) in [("gdn2", head_dim), ("attention", 64)] {
-        let table = json!({ "num_heads": width / dim, "head_dim": dim });
+        let table = json!({ "num_heads": shape.width / dim, "head_dim": dim });
         if let serde_json::Value::Object(table) = table {
             config.mixers.insert(mixer.into(), table);
         }
@@ -43,7 +67,7 @@ fn model(
     config
         .mixers
         .retain(|name, _| config.layer_types.contains(name));
-    Ok(LanguageModel::new(&config, 0, &Device::Cpu)?)
+    Ok(LanguageModel::new(&config, 0, device)?)
 }
 
 /// The best of three medians of `n` calls, in milliseconds, after warm-up.
@@ -79,22 +103,33 @@ fn rss() -> (f64, f64) {
     (read("VmRSS:"), read("VmHWM:"))
 }
 
-fn train(what: &str, layers: &str) -> Outcome {
-    let model = model(layers, 6, 256, 704)?;
+/// Training steps on `batch` sequences of `tokens` random tokens.
+fn train(
+    what: &str,
+    shape: Shape,
+    [batch, tokens]: [usize; 2],
+    compute: DType,
+    device: Device,
+) -> Outcome {
+    let model = model(shape, &device)?;
     let recipe = "[model]\nd_model = 8\nlayers = \"attention\"\n[data]\ntext = [\"-\"]\nsequence = 8\n[train]\nsteps = 1\nlr = 1e-4\n";
     let recipe = Recipe::parse(recipe, "bench")?;
     let mut optimizer = Optimizer::new(model.params(), &recipe.train.optimizer)?;
     let mut rng = Rng::new(1);
+    let run = Run {
+        compute,
+        checkpoint: false,
+    };
     let ms = best_median(10, || {
-        let ids = rng.integers(&[BATCH, TOKENS + 1], 0, VOCAB as i64, &Device::Cpu)?;
-        let mut grads = model.loss(&ids, &Run::default())?.mean_all()?.backward()?;
+        let ids = rng.integers(&[batch, tokens + 1], 0, shape.vocab as i64, &Device::Cpu)?;
+        let mut grads = model.loss(&ids, &run)?.mean_all()?.backward()?;
         optimizer.step(&Grads::take(model.params(), &mut grads), 1.0, 1.0)?;
-        Ok(())
+        Ok(device.synchronize()?)
     })?;
     let peak = memory::usage().peak as f64 / 1e6;
     println!(
         "{}",
-        json!({ "what": what, "ms": ms, "tokens_per_second": 1e3 * (BATCH * TOKENS) as f64 / ms,
+        json!({ "what": what, "ms": ms, "tokens_per_second": 1e3 * (batch * tokens) as f64 / ms,
             "parameters": model.params().count(), "peak_tensor_mb": peak, "peak_rss_mb": rss().1,
             "threads": rayon::current_num_threads() })
     );
@@ -110,8 +145,10 @@ fn decode(
     let mut rng = Rng::new(2);
     let mut at = 0;
     let mut step = |at: &mut usize| -> Outcome {
-        let id = rng.integers(&[1, 1], 0, VOCAB as i64, &Device::Cpu)?;
+        let vocab = model.config().vocab_size as i64;
+        let id = rng.integers(&[1, 1], 0, vocab, &Device::Cpu)?;
         no_grad(|| model.forward_last(&id, &mut state, &Call::default()))?;
+        model.device().synchronize()?;
         *at += 1;
         Ok(())
     };
@@ -138,15 +175,32 @@ fn main() -> Outcome {
 fn rows() -> Outcome {
     let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));
     let wanted = |what: &str| only.as_deref().is_none_or(|o| o == what);
+    let hybrid = |shape| Shape {
+        layers: HYBRID,
+        ..shape
+    };
+    let cpu = Device::Cpu;
     if wanted("transformer") {
-        train("transformer", "attention")?;
+        train("transformer", SMALL, [8, 256], DType::F32, cpu)?;
     }
     if wanted("hybrid") {
-        train("hybrid", "3*gdn2 + attention")?;
+        train("hybrid", hybrid(SMALL), [8, 256], DType::F32, cpu)?;
     }
-    for (what, dtype) in [("decode", DType::F32), ("decode-bf16", DType::BF16)] {
+    let mut decoded = vec![
+        ("decode", DECODED, DType::F32, cpu),
+        ("decode-bf16", DECODED, DType::BF16, cpu),
+    ];
+    if let Ok(gpu) = Device::cuda(0) {
+        for (what, shape) in [("gpu-transformer", LARGE), ("gpu-hybrid", hybrid(LARGE))] {
+            if wanted(what) {
+                train(what, shape, [16, 1024], DType::BF16, gpu)?;
+            }
+        }
+        decoded.push(("gpu-decode", hybrid(LARGE), DType::BF16, gpu));
+    }
+    for (what, shape, dtype, device) in decoded {
         if wanted(what) {
-            let model = model("3*gdn2 + attention", 12, 512, 1376)?;
+            let model = model(shape, &device)?;
             model.store_weights(dtype)?;
             let (ms, _) = decode(&model, &[100])?[0];
             println!(
@@ -157,7 +211,11 @@ fn rows() -> Outcome {
         }
     }
     if wanted("constant") {
-        let model = model("gdn2", 12, 512, 1376)?;
+        let shape = Shape {
+            layers: "gdn2",
+            ..DECODED
+        };
+        let model = model(shape, &cpu)?;
         let positions = [100, 10_000];
         for (position, (ms, rss)) in positions.iter().zip(decode(&model, &positions)?) {
             println!(
