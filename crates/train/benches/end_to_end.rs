@@ -126,7 +126,8 @@ fn train(
         optimizer.step(&Grads::take(model.params(), &mut grads), 1.0, 1.0)?;
         Ok(device.synchronize()?)
     })?;
-    let peak = memory::usage().peak as f64 / 1e6;
+    // Of host memory; a GPU's blocks are counted elsewhere.
+    let peak = (device == Device::Cpu).then(|| memory::usage().peak as f64 / 1e6);
     println!(
         "{}",
         json!({ "what": what, "ms": ms, "tokens_per_second": 1e3 * (batch * tokens) as f64 / ms,
