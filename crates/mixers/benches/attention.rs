@@ -105,7 +105,7 @@ fn rope([batch, tokens, heads, dim]: [usize; 4], layout: Layout) {
     let (x, g) = (leaf(1), leaf(2).detach());
     let starts = vec![1000; batch];
     let rotary = Rotary::new(dim, 1e4, layout);
-    let table = || rotary.table(&starts, tokens, &x).expect("angles");
+    let table = || rotary.table(&starts, None, tokens, &x).expect("angles");
     let ahead = median(|| {
         table().rotate(&x).expect("a rotation");
     });

@@ -26,6 +26,7 @@ pub mod state_file;
 pub static KERNELS: &[&weft_tensor::cuda::Source] = &[
     &shared::cache_rows::KERNELS,
     &shared::delta_rule::step_gpu::KERNELS,
+    &shared::rope_gpu::KERNELS,
 ];
 
 pub use error::{Error, Result};

@@ -360,9 +360,11 @@ impl Linear {
     /// x [.., input] -> [.., output], in the dtype of x.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let bias = self.bias.as_ref().map(|b| b.cast(x.dtype())).transpose()?;
-        let weight = match self.weight.get() {
-            w if w.dtype() == DType::BF16 => w,
-            w => w.to_dtype(x.dtype())?,
+        let weight = match (self.weight.get(), x.dtype()) {
+            (w, _) if w.dtype() == DType::BF16 => w,
+            // Rounded by the product itself, whose gradient of the master is not.
+            (w, DType::BF16) if w.dtype() == DType::F32 => w,
+            (w, dtype) => w.to_dtype(dtype)?,
         };
         Ok(x.linear(&weight, bias.as_ref())?)
     }

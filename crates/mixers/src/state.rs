@@ -16,6 +16,7 @@ pub struct State {
     mixer: String,
     tensors: BTreeMap<String, Tensor>,
     positions: Vec<usize>,
+    clock: Option<Tensor>,
 }
 
 impl State {
@@ -25,6 +26,7 @@ impl State {
             mixer: mixer.into(),
             tensors: BTreeMap::new(),
             positions: vec![0; batch],
+            clock: None,
         }
     }
 
@@ -37,6 +39,7 @@ impl State {
             mixer,
             tensors,
             positions,
+            clock: None,
         }
     }
 
@@ -53,6 +56,17 @@ impl State {
     /// Tokens seen so far by each sequence.
     pub fn positions(&self) -> &[usize] {
         &self.positions
+    }
+
+    /// The positions [B] i64 on the GPU, where a mixer must read them there: a recorded step runs again and again at
+    /// positions that the host did not know when it was recorded. Tensors then keep their sizes.
+    pub fn clock(&self) -> Option<&Tensor> {
+        self.clock.as_ref()
+    }
+
+    /// Let mixers read the positions from a tensor [B] i64, or from the host again.
+    pub fn set_clock(&mut self, clock: Option<Tensor>) {
+        self.clock = clock;
     }
 
     /// Count tokens as seen: one number per row.
@@ -141,6 +155,7 @@ impl State {
             mixer: first.mixer.clone(),
             tensors,
             positions,
+            clock: None,
         })
     }
 
@@ -155,6 +170,7 @@ impl State {
             mixer: self.mixer.clone(),
             tensors,
             positions: self.positions.clone(),
+            clock: None,
         }
     }
 
@@ -168,6 +184,7 @@ impl State {
             mixer: self.mixer.clone(),
             tensors,
             positions,
+            clock: None,
         })
     }
 

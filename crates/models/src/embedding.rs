@@ -4,6 +4,7 @@ use weft_mixers::shared::norm::RmsNorm;
 use weft_mixers::{Init, Param, Scope};
 use weft_tensor::{DType, Device, Tensor};
 
+use crate::block::Stream;
 use crate::config::Config;
 use crate::error::Result;
 
@@ -68,19 +69,27 @@ impl Head {
         Ok(Head { norm, weight })
     }
 
-    /// x [.., D] -> logits [.., V] in f32 (f64 for f64 models). Under f32 masters bf16 activations are widened, so that
-    /// no large matrix is converted per call.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// The stream [.., D] -> logits [.., V] in f32 (f64 for f64 models). Under f32 masters bf16 activations are widened,
+    /// so that no large matrix is converted per call.
+    pub fn forward(&self, x: Stream) -> Result<Tensor> {
         let weight = self.weight.get();
+        let [_, normed] = x.normed(&self.norm)?;
         let x = match weight.dtype() {
-            DType::BF16 => self.norm.forward(x)?,
-            wide => self.norm.forward(x)?.to_dtype(wide)?,
+            DType::BF16 => normed,
+            wide => normed.to_dtype(wide)?,
         };
         let logits = x.linear(&weight, None)?;
         Ok(match logits.dtype() {
             DType::BF16 => logits.to_dtype(DType::F32)?,
             _ => logits,
         })
+    }
+
+    /// The stream [n, D] and the tokens that come next [n] i64 -> losses [n] in nats, in f32 (f64 for f64 models).
+    /// bf16 activations give bf16 logits, which on a GPU never exist all at once.
+    pub fn loss(&self, x: Stream, targets: &Tensor) -> Result<Tensor> {
+        let [_, normed] = x.normed(&self.norm)?;
+        Ok(normed.linear_cross_entropy(&self.weight.get(), targets)?)
     }
 
     /// Multiply-adds of one token.

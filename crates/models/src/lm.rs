@@ -14,7 +14,7 @@ use weft_mixers::params::Source;
 use weft_mixers::{Call, Params, Scope};
 use weft_tensor::{DType, Device, Tensor};
 
-use crate::block::Block;
+use crate::block::{Block, Stream};
 use crate::blueprint::{Shape, blueprint, check_memory};
 use crate::config::Config;
 use crate::embedding::{Embedding, Head};
@@ -28,7 +28,7 @@ pub const OUTPUT_PROJECTIONS: [&str; 3] =
 /// How a training forward is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Dtype of the activations; parameters are converted where they are used, logits and loss stay f32.
+    /// Dtype of the activations; parameters are converted where they are used, the loss stays f32.
     pub compute: DType,
     /// Keep only each block's input for the backward pass and compute the rest again there.
     pub checkpoint: bool,
@@ -229,7 +229,7 @@ impl LanguageModel {
     /// # Errors
     /// When an id is outside the vocabulary, or lengths or state do not fit; the state is then unchanged.
     pub fn forward(&self, ids: &Tensor, state: &mut ModelState, call: &Call) -> Result<Tensor> {
-        self.stack.head.forward(&self.hidden(ids, state, call)?)
+        self.stack.head.forward(self.hidden(ids, state, call)?)
     }
 
     /// Like [`LanguageModel::forward`], but only the logits after the last valid token of each row, [B, V].
@@ -246,23 +246,24 @@ impl LanguageModel {
             return Err(Error::Input(format!("row {row} has no valid token")));
         }
         let x = self.hidden(ids, state, call)?;
-        let [b, t, d] = x.dims()?;
-        let last = match call.lengths {
-            None => x.narrow(1, t - 1, 1)?.squeeze(1)?,
-            Some(lengths) => {
-                let at = lengths
-                    .iter()
-                    .enumerate()
-                    .map(|(r, n)| (r * t + n - 1) as i64);
-                let at = Tensor::from_vec(at.collect(), &[b], &x.device())?;
-                x.reshape(&[b * t, d])?.index_select(0, &at)?
-            }
-        };
-        self.stack.head.forward(&last)
+        let (&[b, t], device) = (&ids.dims::<2>()?, self.device());
+        let at = call.lengths.map(|lengths| {
+            let at = lengths.iter().enumerate();
+            let at = at.map(|(r, n)| (r * t + n - 1) as i64).collect();
+            Tensor::from_vec(at, &[b], &device)
+        });
+        let at = at.transpose()?;
+        let last = x.map(|x| {
+            Ok(match &at {
+                None => x.narrow(1, t - 1, 1)?.squeeze(1)?,
+                Some(at) => x.flatten(0, 1)?.index_select(0, at)?,
+            })
+        })?;
+        self.stack.head.forward(last)
     }
 
     /// Embeddings and blocks: ids [B, T] -> [B, T, D].
-    fn hidden(&self, ids: &Tensor, state: &mut ModelState, call: &Call) -> Result<Tensor> {
+    fn hidden(&self, ids: &Tensor, state: &mut ModelState, call: &Call) -> Result<Stream> {
         let [b, t] = self.check_ids(ids, call.lengths)?;
         if t == 0 {
             return Err(Error::Input(format!(
@@ -271,9 +272,9 @@ impl LanguageModel {
         }
         state.expect(self, b)?;
         let ids = call.zero_padding(&ids.to_device(&self.device())?)?;
-        let mut x = self.stack.embedding.forward(&ids, self.dtype())?;
+        let mut x: Stream = self.stack.embedding.forward(&ids, self.dtype())?.into();
         for (block, state) in self.stack.blocks.iter().zip(state.layers_mut()) {
-            x = block.forward(&x, state, call)?;
+            x = block.forward(x, state, call)?;
         }
         Ok(x)
     }
@@ -291,20 +292,18 @@ impl LanguageModel {
             )));
         }
         let ids = ids.to_device(&self.device())?;
-        let mut x = self
-            .stack
-            .embedding
-            .forward(&ids.narrow(1, 0, n - 1)?, run.compute)?;
+        let ids_in = ids.narrow(1, 0, n - 1)?;
+        let mut x: Stream = self.stack.embedding.forward(&ids_in, run.compute)?.into();
         for block in &self.stack.blocks {
             x = if run.checkpoint {
                 block.checkpointed(&x)?
             } else {
-                block.from_start(&x)?
+                block.from_start(x)?
             };
         }
-        let logits = self.stack.head.forward(&x)?.flatten(0, 1)?;
         let targets = ids.narrow(1, 1, n - 1)?.reshape(&[b * (n - 1)])?;
-        Ok(logits.cross_entropy(&targets)?)
+        let rows = x.map(|x| Ok(x.flatten(0, 1)?))?;
+        self.stack.head.loss(rows, &targets)
     }
 
     /// Check that ids are [B, T] of i64 and, where valid, inside the vocabulary. Ids on a GPU are not waited for: a

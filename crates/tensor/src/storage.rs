@@ -344,7 +344,17 @@ impl Storage {
     pub fn matmul((a, la): Operand, (b, lb): Operand) -> Result<Storage> {
         dispatch!("matmul", (a, b) =>
             Ok(Storage::Cpu(cpu::matmul::matmul(a, la, b, lb)?)),
-            Ok(Storage::Cuda(cuda::linalg::matmul((a, la), (b, lb))?)))
+            Ok(Storage::Cuda(cuda::linalg::matmul((a, la), (b, lb), a.dtype)?)))
+    }
+
+    /// The same for bf16 operands, with the result in f32: no rounding on the way.
+    pub fn matmul_wide((a, la): Operand, (b, lb): Operand) -> Result<Storage> {
+        dispatch!("matmul", (a, b) => {
+            let (a, b) = (cpu::copy::cast(a, la, DType::F32), cpu::copy::cast(b, lb, DType::F32));
+            let (la, lb) = (Layout::contiguous(&la.shape), Layout::contiguous(&lb.shape));
+            Ok(Storage::Cpu(cpu::matmul::matmul(&a, &la, &b, &lb)?))
+        },
+            Ok(Storage::Cuda(cuda::linalg::matmul((a, la), (b, lb), DType::F32)?)))
     }
 
     /// x [rows, k] in f32 times the transpose of w [n, k] in f32 or bf16, both contiguous and on the CPU.

@@ -107,7 +107,7 @@ fn table_strided_and_offset_inputs() {
 #[test]
 fn transfers_and_errors() {
     let Some(d) = gpu() else { return };
-    // Larger than both staging buffers, odd.
+    // Larger than all staging buffers, odd.
     let n = 5_000_011;
     let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
     let t = Tensor::from_slice(&x, &[n], &d).unwrap();

@@ -74,7 +74,7 @@ impl Mixer for Attention {
         let (x, b, t) = call.open(NAME, x, self.heads.d_model)?;
         state.expect(NAME, b)?;
         let starts = state.positions().to_vec();
-        let p = self.heads.project(&x, &starts)?;
+        let p = self.heads.project(&x, state)?;
         let (k, v) = cache::append(state, &starts, &p.k, &p.v)?;
         let sees = Visibility {
             query_start: starts.iter().map(|&s| s as i64).collect(),

@@ -15,6 +15,7 @@ use super::norm::RmsNorm;
 use super::rope::{Layout, Rotary};
 use crate::error::{Error, Result};
 use crate::params::{Init, Linear, Scope};
+use crate::state::State;
 
 /// Positions of queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,8 +193,8 @@ impl Heads {
         })
     }
 
-    /// Queries, keys and values of x [B, T, D] whose rows start at the given positions.
-    pub fn project(&self, x: &Tensor, starts: &[usize]) -> Result<Projected> {
+    /// Queries, keys and values of x [B, T, D] whose rows start at the positions of the state.
+    pub fn project(&self, x: &Tensor, state: &State) -> Result<Projected> {
         let [b, t, _] = x.dims()?;
         let split = |y: Tensor, heads: usize| y.reshape(&[b, t, heads, self.head_dim]);
         let q = self.q_proj.forward(x)?;
@@ -212,7 +213,7 @@ impl Heads {
             (q, k) = (qn.forward(&q)?, kn.forward(&k)?);
         }
         if let Some(rotary) = &self.rotary {
-            let table = rotary.table(starts, t, &q)?;
+            let table = rotary.table(state.positions(), state.clock(), t, &q)?;
             (q, k) = (table.rotate(&q)?, table.rotate(&k)?);
         }
         Ok(Projected { q, k, v, gate })

@@ -6,6 +6,7 @@ pub mod flash;
 pub mod heads;
 pub mod norm;
 pub mod rope;
+pub(crate) mod rope_gpu;
 
 /// Channels of all heads that a layer may have: more is a slip of the finger or a hostile config, and products of
 /// sizes would overflow.

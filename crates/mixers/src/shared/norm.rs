@@ -45,4 +45,9 @@ impl RmsNorm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.rms_norm(&self.gain(x.dtype())?, self.eps)?)
     }
+
+    /// x + branch, and the norm of that: both [.., width], in one pass on a GPU.
+    pub fn after_adding(&self, x: &Tensor, branch: &Tensor) -> Result<[Tensor; 2]> {
+        Ok(x.add_rms_norm(branch, &self.gain(x.dtype())?, self.eps)?)
+    }
 }

@@ -12,6 +12,7 @@ use weft_tensor::cpu::parallel::{GRAIN, for_pieces};
 use weft_tensor::cpu::simd::vectorize;
 use weft_tensor::{Buffer, Context, DType, Device, Function, Real, Stored, Tensor, apply};
 
+use super::rope_gpu::{self, Angles, Frequencies};
 use crate::error::Result;
 
 /// Tokens that share the sines of their block's start.
@@ -31,8 +32,7 @@ pub enum Layout {
 pub struct Rotary {
     /// base^(-2i / n) [n/2]
     frequencies: Vec<f64>,
-    /// ln of the ratio of two neighbours among them.
-    log_ratio: f64,
+    uploaded: Frequencies,
     /// The turns by 0 .. [`BLOCK`] positions.
     near: Vec<Turn>,
     layout: Layout,
@@ -71,56 +71,53 @@ impl Rotary {
         let frequencies: Vec<f64> = (0..rotated / 2).map(frequency).collect();
         Rotary {
             near: (0..BLOCK).map(|r| Turn::to(r, &frequencies)).collect(),
-            log_ratio: -2.0 * base.ln() / rotated.max(1) as f64,
+            uploaded: Frequencies::default(),
             frequencies,
             layout,
         }
     }
 
-    /// The angles of tokens `starts[b] ..` of each sequence, for tensors of the dtype and the device of `like`.
-    pub fn table(&self, starts: &[usize], tokens: usize, like: &Tensor) -> Result<Table> {
+    /// The angles of tokens `starts[b] ..` of each sequence, for tensors of the dtype and the device of `like`. On a
+    /// GPU `clock` [B] i64 takes the place of `starts` if it is given.
+    pub fn table(
+        &self,
+        starts: &[usize],
+        clock: Option<&Tensor>,
+        tokens: usize,
+        like: &Tensor,
+    ) -> Result<Table> {
         let same = starts.windows(2).all(|w| w[0] == w[1]);
+        let device = like.device();
+        let layout = self.layout;
+        if device != Device::Cpu {
+            let starts = match (clock, same) {
+                (Some(clock), _) => Err(clock.clone()),
+                (None, true) => Ok(starts.first().copied().unwrap_or(0)),
+                (None, false) => {
+                    let starts: Vec<i64> = starts.iter().map(|&s| s as i64).collect();
+                    Err(Tensor::from_slice(&starts, &[starts.len()], &device)?)
+                }
+            };
+            let frequencies = self.uploaded.on(device, &self.frequencies)?;
+            let angles = Turns::Gpu(Angles {
+                frequencies,
+                starts,
+            });
+            return Ok(Table { angles, layout });
+        }
         let rows = if same {
             starts.len().min(1)
         } else {
             starts.len()
         };
-        let [cos, sin] = match like.device() {
-            Device::Cpu => self.on_host(&starts[..rows], tokens)?,
-            device => self.on_device(&starts[..rows], tokens, &device)?,
-        };
         let dtype = match like.dtype() {
             DType::F64 => DType::F64,
             _ => DType::F32,
         };
-        Ok(Table {
-            cos: cos.to_dtype(dtype)?,
-            sin: sin.to_dtype(dtype)?,
-            layout: self.layout,
-        })
-    }
-
-    /// Cosines and sines in tensor operations: an upload of the host's would make every layer wait for the GPU.
-    fn on_device(
-        &self,
-        starts: &[usize],
-        tokens: usize,
-        device: &Device,
-    ) -> weft_tensor::Result<[Tensor; 2]> {
-        let run = |n: usize| Tensor::arange(0, n as i64, DType::F64, device);
-        let frequencies = run(self.frequencies.len())?
-            .mul_scalar(self.log_ratio)?
-            .exp()?;
-        let positions = match starts {
-            [start] => run(tokens)?.add_scalar(*start as f64)?.unsqueeze(0)?,
-            all => {
-                let starts = all.iter().map(|&s| s as f64).collect();
-                Tensor::from_vec(starts, &[all.len(), 1], device)?.add(&run(tokens)?)?
-            }
-        };
-        let positions = positions.unsqueeze(-1)?.unsqueeze(-1)?;
-        let angles = positions.mul(&frequencies)?;
-        Ok([angles.cos()?, angles.sin()?])
+        let [cos, sin] = self.on_host(&starts[..rows], tokens)?;
+        let (cos, sin) = (cos.to_dtype(dtype)?, sin.to_dtype(dtype)?);
+        let angles = Turns::Host { cos, sin };
+        Ok(Table { angles, layout })
     }
 
     fn on_host(&self, starts: &[usize], tokens: usize) -> weft_tensor::Result<[Tensor; 2]> {
@@ -154,47 +151,45 @@ impl Rotary {
     }
 }
 
-/// Cosines and sines for the tokens of one call: [rows, T, 1, n/2], one row if all sequences start at one position.
+/// The angles of one call.
 #[derive(Clone)]
 pub struct Table {
-    cos: Tensor,
-    sin: Tensor,
+    angles: Turns,
     layout: Layout,
+}
+
+#[derive(Clone)]
+enum Turns {
+    /// Cosines and sines [rows, T, 1, n/2], one row if all sequences start at one position.
+    Host { cos: Tensor, sin: Tensor },
+    /// What the kernel makes them of.
+    Gpu(Angles),
 }
 
 impl Table {
     /// x [B, T, H, D] with its first channels rotated; bf16 is rotated in f32.
     pub fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        let wide = x.to_dtype(self.cos.dtype())?;
-        let y = match x.device() {
-            Device::Cpu => self.turn(&wide, false)?,
-            _ => self.plain(&wide)?,
-        };
-        Ok(y.to_dtype(x.dtype())?)
+        Ok(self.turn(x, false)?)
     }
 
-    /// The rotation in tensor operations, on any device.
-    fn plain(&self, x: &Tensor) -> weft_tensor::Result<Tensor> {
-        let [[b, t, h, d], [_, _, _, n]] = self.check(x)?;
-        let (turned, rest) = (x.narrow(-1, 0, 2 * n)?, x.narrow(-1, 2 * n, d - 2 * n)?);
-        // The two members of all pairs side by side: [B, T, H, 2, n] or [B, T, H, n, 2].
-        let (shape, axis) = match self.layout {
-            Layout::Half => ([b, t, h, 2, n], -2),
-            Layout::Adjacent => ([b, t, h, n, 2], -1),
-        };
-        let pairs = turned.reshape(&shape)?;
-        let (p, q) = (pairs.select(axis, 0)?, pairs.select(axis, 1)?);
-        let first = p.mul(&self.cos)?.sub(&q.mul(&self.sin)?)?;
-        let second = p.mul(&self.sin)?.add(&q.mul(&self.cos)?)?;
-        let turned = Tensor::stack(&[&first, &second], axis)?.reshape(&[b, t, h, 2 * n])?;
-        Tensor::cat(&[&turned, &rest], -1)
-    }
-
-    /// Rotate on the CPU, or with `back` by the opposite angles: each is the other's way back.
+    /// Rotate, or with `back` by the opposite angles: each is the other's way back.
     fn turn(&self, x: &Tensor, back: bool) -> weft_tensor::Result<Tensor> {
-        let y = match x.dtype() {
-            DType::F64 => self.kernel::<f64>(&x.contiguous()?, back)?,
-            _ => self.kernel::<f32>(&x.contiguous()?, back)?,
+        let y = match &self.angles {
+            Turns::Gpu(angles) => {
+                check(x, [1, x.dims::<4>()?[1], 1, angles.frequencies.count()])?;
+                rope_gpu::rotate(&x.detach(), angles, self.layout, back)?
+            }
+            Turns::Host { cos, sin } => {
+                let [_, angles] = check(x, cos.dims()?)?;
+                let x = x.detach();
+                match x.dtype() {
+                    DType::F64 => self.kernel::<f64>([&x, cos, sin], angles, back)?,
+                    DType::F32 => self.kernel::<f32>([&x, cos, sin], angles, back)?,
+                    other => self
+                        .kernel::<f32>([&x.to_dtype(DType::F32)?, cos, sin], angles, back)?
+                        .to_dtype(other)?,
+                }
+            }
         };
         let function = Rotation {
             table: self.clone(),
@@ -203,28 +198,16 @@ impl Table {
         Ok(apply(function, &[x], vec![y]).remove(0))
     }
 
-    /// The shapes of x and of the angles, if they fit.
-    fn check(&self, x: &Tensor) -> weft_tensor::Result<[[usize; 4]; 2]> {
-        let (x, angles) = (x.dims::<4>()?, self.cos.dims::<4>()?);
-        let ([b, t, _, d], [rows, tokens, _, n]) = (x, angles);
-        if t != tokens || 2 * n > d || (rows != 1 && rows != b) {
-            return Err(weft_tensor::Error::Shape {
-                op: "rope",
-                detail: format!(
-                    "input {x:?}, angles {angles:?}: expected [B, T, H, D] and [B or 1, T, 1, up to D/2]"
-                ),
-            });
-        }
-        Ok([x, angles])
-    }
-
-    fn kernel<R: Real + Stored>(&self, x: &Tensor, back: bool) -> weft_tensor::Result<Tensor> {
-        let [[_, t, h, d], [rows, _, _, n]] = self.check(x)?;
-        let (source, cos, sin) = (
-            x.slice::<R>()?,
-            self.cos.slice::<R>()?,
-            self.sin.slice::<R>()?,
-        );
+    /// On the CPU: x [B, T, H, D], cosines and sines [rows, T, 1, n/2].
+    fn kernel<R: Real + Stored>(
+        &self,
+        [x, cos, sin]: [&Tensor; 3],
+        [rows, _, _, n]: [usize; 4],
+        back: bool,
+    ) -> weft_tensor::Result<Tensor> {
+        let x = x.contiguous()?;
+        let [_, t, h, d] = x.dims()?;
+        let (source, cos, sin) = (x.slice::<R>()?, cos.slice::<R>()?, sin.slice::<R>()?);
         let sign = if back { -R::ONE } else { R::ONE };
         let mut out = Buffer::<R>::unwritten(source.len());
         let width = h * d;
@@ -251,6 +234,21 @@ impl Table {
         });
         Tensor::from_buffer(out, x.shape())
     }
+}
+
+/// The shapes of x and of the angles, if they fit.
+fn check(x: &Tensor, angles: [usize; 4]) -> weft_tensor::Result<[[usize; 4]; 2]> {
+    let x = x.dims::<4>()?;
+    let ([b, t, _, d], [rows, tokens, _, n]) = (x, angles);
+    if t != tokens || 2 * n > d || (rows != 1 && rows != b) {
+        return Err(weft_tensor::Error::Shape {
+            op: "rope",
+            detail: format!(
+                "input {x:?}, angles {angles:?}: expected [B, T, H, D] and [B or 1, T, 1, up to D/2]"
+            ),
+        });
+    }
+    Ok([x, angles])
 }
 
 /// One head at one token: y = x turned by the angles, their sines times `sign`.
@@ -309,6 +307,31 @@ mod tests {
     use crate::golden::assert_close;
     use weft_tensor::{Rng, grad};
 
+    fn turns(table: &Table) -> [&Tensor; 2] {
+        match &table.angles {
+            Turns::Host { cos, sin } => [cos, sin],
+            Turns::Gpu(_) => panic!("a table of the CPU"),
+        }
+    }
+
+    /// The rotation in tensor operations.
+    fn plain(table: &Table, x: &Tensor) -> weft_tensor::Result<Tensor> {
+        let [cos, sin] = turns(table);
+        let [[b, t, h, d], [_, _, _, n]] = check(x, cos.dims()?)?;
+        let (turned, rest) = (x.narrow(-1, 0, 2 * n)?, x.narrow(-1, 2 * n, d - 2 * n)?);
+        // The two members of all pairs side by side: [B, T, H, 2, n] or [B, T, H, n, 2].
+        let (shape, axis) = match table.layout {
+            Layout::Half => ([b, t, h, 2, n], -2),
+            Layout::Adjacent => ([b, t, h, n, 2], -1),
+        };
+        let pairs = turned.reshape(&shape)?;
+        let (p, q) = (pairs.select(axis, 0)?, pairs.select(axis, 1)?);
+        let first = p.mul(cos)?.sub(&q.mul(sin)?)?;
+        let second = p.mul(sin)?.add(&q.mul(cos)?)?;
+        let turned = Tensor::stack(&[&first, &second], axis)?.reshape(&[b, t, h, 2 * n])?;
+        Tensor::cat(&[&turned, &rest], -1)
+    }
+
     fn random(shape: &[usize], seed: u64) -> Tensor {
         Rng::new(seed)
             .normal(shape, 0.0, 1.0, DType::F64, &Device::Cpu)
@@ -324,7 +347,7 @@ mod tests {
             (Layout::Half, [(0, 2), (1, 3)]),
             (Layout::Adjacent, [(0, 1), (2, 3)]),
         ] {
-            let table = Rotary::new(4, 100.0, layout).table(&[start], tokens, &x);
+            let table = Rotary::new(4, 100.0, layout).table(&[start], None, tokens, &x);
             let y = table.unwrap().rotate(&x).unwrap();
             let (x, y) = (x.to_vec::<f64>().unwrap(), y.to_vec::<f64>().unwrap());
             for t in 0..tokens {
@@ -343,17 +366,17 @@ mod tests {
         let rotary = Rotary::new(8, 10_000.0, Layout::Half);
         let like = random(&[1], 1);
         let far = 1 << 20;
-        let together = rotary.table(&[far], 40, &like).unwrap();
+        let together = rotary.table(&[far], None, 40, &like).unwrap();
         for from in [0, 1, 15, 16, 17, 39] {
-            let alone = rotary.table(&[3, far + from], 1, &like).unwrap();
-            for (all, one) in [(&together.cos, &alone.cos), (&together.sin, &alone.sin)] {
+            let alone = rotary.table(&[3, far + from], None, 1, &like).unwrap();
+            for (all, one) in turns(&together).into_iter().zip(turns(&alone)) {
                 let want = all.select(1, from).unwrap();
                 let got = one.narrow(0, 1, 1).unwrap().select(1, 0).unwrap();
                 assert_eq!(got.to_vec::<f64>().unwrap(), want.to_vec::<f64>().unwrap());
             }
         }
         // The product of position and frequency is rounded at 2^20 2^-53, here and there.
-        let cos = together.cos.to_vec::<f64>().unwrap();
+        let cos = turns(&together)[0].to_vec::<f64>().unwrap();
         for (t, i) in (0..40).flat_map(|t| (0..4).map(move |i| (t, i))) {
             let angle = (far + t) as f64 * 10_000f64.powf(-(i as f64) / 4.0);
             assert!((cos[4 * t + i] - angle.cos()).abs() < 1e-9);
@@ -387,9 +410,11 @@ mod tests {
                         let x = random(&shape, 1).to_dtype(dtype).unwrap();
                         let w = random(&shape, 2).to_dtype(dtype).unwrap();
                         let rotary = Rotary::new(rotated, 100.0, layout);
-                        let table = rotary.table(&starts[..shape[0]], shape[1], &x).unwrap();
+                        let table = rotary
+                            .table(&starts[..shape[0]], None, shape[1], &x)
+                            .unwrap();
                         let got = with_gradient(|x| table.rotate(x).unwrap(), &x, &w);
-                        let want = with_gradient(|x| table.plain(x).unwrap(), &x, &w);
+                        let want = with_gradient(|x| plain(&table, x).unwrap(), &x, &w);
                         let label = format!("{shape:?} {rotated} {layout:?} {starts:?} {dtype}");
                         assert_close(&label, &got[0], &want[0], tolerance);
                         assert_close(&format!("{label}: dx"), &got[1], &want[1], tolerance);
@@ -404,7 +429,7 @@ mod tests {
         let x = random(&[1, 20, 2, 8], 1).to_dtype(DType::BF16).unwrap();
         let wide = x.to_dtype(DType::F32).unwrap();
         let rotary = Rotary::new(8, 100.0, Layout::Half);
-        let turn = |x: &Tensor| rotary.table(&[5], 20, x).unwrap().rotate(x).unwrap();
+        let turn = |x: &Tensor| rotary.table(&[5], None, 20, x).unwrap().rotate(x).unwrap();
         let want = turn(&wide).to_dtype(DType::BF16).unwrap();
         assert_eq!(turn(&x).to_f64_vec().unwrap(), want.to_f64_vec().unwrap());
     }
@@ -413,7 +438,7 @@ mod tests {
     fn the_way_back_is_the_opposite_rotation() {
         let x = random(&[2, 3, 2, 4], 1);
         let w = random(&[2, 3, 2, 4], 2);
-        let table = Rotary::new(4, 100.0, Layout::Half).table(&[5, 9], 3, &x);
+        let table = Rotary::new(4, 100.0, Layout::Half).table(&[5, 9], None, 3, &x);
         let table = table.unwrap();
         let [_, g] = with_gradient(|x| table.rotate(x).unwrap(), &x, &w);
         // <R x, w> = <x, R^T w>, and R^T R = 1.
@@ -431,7 +456,9 @@ mod tests {
                 let run = |device: &Device| {
                     let [x, w] = [&x, &w].map(|t| t.to_device(device).unwrap());
                     let rotary = Rotary::new(rotated, 100.0, layout);
-                    let table = rotary.table(&[7, 1000][..shape[0]], shape[1], &x).unwrap();
+                    let table = rotary
+                        .table(&[7, 1000][..shape[0]], None, shape[1], &x)
+                        .unwrap();
                     with_gradient(|x| table.rotate(x).unwrap(), &x, &w)
                 };
                 for (got, want) in run(&device).iter().zip(&run(&Device::Cpu)) {

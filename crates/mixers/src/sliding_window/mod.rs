@@ -143,7 +143,7 @@ impl Mixer for SlidingWindow {
         state.expect(NAME, b)?;
         let starts = state.positions().to_vec();
         let lengths = call.tokens(b, t);
-        let p = self.heads.project(&x, &starts)?;
+        let p = self.heads.project(&x, state)?;
         let tracked = [&p.k, &p.v, state.get("k")?, state.get("v")?]
             .iter()
             .any(|t| t.is_tracked());

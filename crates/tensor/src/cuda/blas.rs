@@ -22,7 +22,12 @@ const MOST_PLANS: usize = 4096;
 /// Everything that the choice of an algorithm depends on. Left and right are in cuBLASLt's sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
+    /// Of the operands.
     pub(super) dtype: DType,
+    /// Of the result: the operands', or f32 for bf16 operands.
+    pub(super) result: DType,
+    /// Whether the product is added to what the result holds.
+    pub(super) adds: bool,
     /// Rows of the result (row-major), columns, summed length.
     pub(super) dims: [usize; 3],
     pub(super) a: Matrix,
@@ -166,7 +171,7 @@ impl Plan {
                 ld: n,
                 batch_stride: m * n,
             };
-            plan.layouts[2] = layout(kind, [n, m], result, s.batch)?;
+            plan.layouts[2] = layout(types(s.result).0, [n, m], result, s.batch)?;
             step(sys::cublasLtMatmulPreferenceCreate(&mut preference))?;
             let workspace = raw(&WORKSPACE);
             let [right, left, result] = [0, 1, 2].map(|i| raw(&s.alignment[i]));
@@ -235,10 +240,11 @@ impl Blas {
             return Err("the plan is gone".into());
         };
         let (one, zero, one_wide, zero_wide) = (1f32, 0f32, 1f64, 0f64);
-        let (alpha, beta) = match s.dtype {
+        let (alpha, zero) = match s.dtype {
             DType::F64 => (raw(&one_wide).0, raw(&zero_wide).0),
             _ => (raw(&one).0, raw(&zero).0),
         };
+        let beta = if s.adds { alpha } else { zero };
         let [l, r, out] = plan.layouts;
         // SAFETY: the plan's layouts describe the operands at these addresses (`matmul` computed both from the
         // same layouts); scratch belongs to this stream.
@@ -274,7 +280,9 @@ impl Context {
             Ok(b) => b,
             Err(reason) => return device_error(OP, reason.clone()),
         };
-        blas.run(self, s, addresses)
-            .or_else(|reason| device_error(OP, reason))
+        self.spanned(OP, "cublasLtMatmul", || {
+            blas.run(self, s, addresses)
+                .or_else(|reason| device_error(OP, reason))
+        })
     }
 }

@@ -39,6 +39,7 @@ pub struct Context {
     pub(super) modules: Modules,
     pub(super) blas: OnceLock<Result<Blas, String>>,
     pub(super) fault: super::fault::Record,
+    pub(super) spans: super::profile::Spans,
 }
 
 // SAFETY: contexts and streams may be used from any thread once made current there (see `enter`); everything
@@ -204,6 +205,7 @@ fn open(ordinal: usize) -> Result<Context, String> {
         modules: Modules::default(),
         blas: OnceLock::new(),
         fault: super::fault::Record::new().map_err(|e| e.to_string())?,
+        spans: super::profile::Spans::default(),
     })
 }
 

@@ -1,4 +1,4 @@
-//! The fused operations on the GPU, forward and backward. Operands are contiguous.
+//! Products with a gate and short convolutions on the GPU, forward and backward. Operands are contiguous.
 
 use super::modules::Grid;
 use super::reduce::sum_parts;
@@ -8,91 +8,6 @@ use super::table;
 use crate::cpu::fused::short_conv::Dims;
 use crate::dtype::DType;
 use crate::error::{Result, shape_error};
-
-/// Whether rows of d elements at these addresses can be read 16 bytes at a time.
-fn vector(t: Type, d: usize, addresses: &[u64]) -> u32 {
-    let fits = d.is_multiple_of(t.vector() as usize);
-    u32::from(fits && addresses.iter().all(|a| a.is_multiple_of(16)))
-}
-
-/// Rows of RMSNorm that one block of the way back adds up.
-const ROWS: usize = 8;
-/// Most blocks of the way back.
-const MOST_PARTS: usize = 512;
-/// Shared memory that a block has without asking for more.
-const SHARED: usize = 48 << 10;
-
-/// RMSNorm of x [rows, d] with weight [d].
-pub fn rms_norm(
-    (x, lx): View,
-    (w, lw): View,
-    [rows, d]: [usize; 2],
-    eps: f64,
-) -> Result<CudaStorage> {
-    const OP: &str = "rms_norm";
-    need_float(OP, x)?;
-    need(OP, w, x.dtype)?;
-    let c = common(OP, &[x, w])?;
-    let y = CudaStorage::new(OP, c, x.dtype, rows * d)?;
-    if y.count == 0 {
-        return Ok(y);
-    }
-    let (to, from, weight) = (y.start(OP)?, x.at(OP, lx)?, w.at(OP, lw)?);
-    let vector = vector(x.dtype.into(), d, &[from, weight]);
-    let (name, per_block) = if d <= 1024 {
-        ("rms_norm32", 8)
-    } else {
-        ("rms_norm256", 1)
-    };
-    let grid = Grid::blocks((rows as u64).div_ceil(per_block), 256);
-    let v = Variant::new(&table::NORM, x.dtype);
-    let (rows, d) = (rows as u64, d as u64);
-    c.launch(
-        OP,
-        v,
-        name,
-        grid,
-        &[&to, &from, &weight, &rows, &d, &eps, &vector],
-    )?;
-    Ok(y)
-}
-
-/// Gradients of x and weight.
-pub fn rms_norm_backward(
-    (x, lx): View,
-    (w, lw): View,
-    (g, lg): View,
-    [rows, d]: [usize; 2],
-    eps: f64,
-) -> Result<[CudaStorage; 2]> {
-    const OP: &str = "rms_norm";
-    need(OP, g, x.dtype)?;
-    let c = common(OP, &[x, w, g])?;
-    let dx = CudaStorage::new(OP, c, x.dtype, rows * d)?;
-    let blocks = rows.div_ceil(ROWS).min(MOST_PARTS);
-    let parts = CudaStorage::new(OP, c, computing(x.dtype), blocks * d)?;
-    let (to, parts_at) = (dx.start(OP)?, parts.start(OP)?);
-    let (from, weight, gradient) = (x.at(OP, lx)?, w.at(OP, lw)?, g.at(OP, lg)?);
-    let vector = vector(x.dtype.into(), d, &[from, weight, gradient]);
-    let bytes = d * computing(x.dtype).size();
-    let shared = u32::from(bytes <= SHARED);
-    let grid = Grid {
-        shared: if shared == 1 { bytes as u32 } else { 0 },
-        ..Grid::blocks(blocks as u64, 256)
-    };
-    let v = Variant::new(&table::NORM, x.dtype);
-    let (n, width) = (rows as u64, d as u64);
-    c.launch(
-        OP,
-        v,
-        "rms_norm_back",
-        grid,
-        &[
-            &to, &parts_at, &from, &weight, &gradient, &n, &width, &eps, &vector, &shared,
-        ],
-    )?;
-    Ok([dx, sum_parts(OP, &parts, x.dtype, [1, blocks, d])?])
-}
 
 fn gated(t: Type, addresses: &[u64]) -> Variant {
     let aligned = addresses.iter().all(|a| a.is_multiple_of(16));

@@ -125,7 +125,7 @@ impl Context {
     /// Send a kernel to the stream. The arguments must be those of the kernel's signature: sources and calls
     /// are both in this folder, and the parity tests run every one of them.
     pub(super) fn launch(
-        &self,
+        &'static self,
         op: &'static str,
         v: Variant,
         name: &'static str,
@@ -138,7 +138,7 @@ impl Context {
 
     /// The same, with pointers to the arguments.
     pub(super) fn send(
-        &self,
+        &'static self,
         op: &'static str,
         v: Variant,
         name: &'static str,
@@ -162,22 +162,24 @@ impl Context {
             arguments.iter().map(|a| a.cast_mut().cast()).collect();
         let blocks = grid.blocks.min(MOST_BLOCKS) as u32;
         let [tx, ty] = grid.threads;
-        // SAFETY: the kernel is loaded; the pointers are to live values in the order of its parameters, which
+        // SAFETY (below): the kernel is loaded; the pointers are to live values in the order of its parameters, which
         // the driver copies before it returns.
-        check(op, unsafe {
-            sys::cuLaunchKernel(
-                f,
-                blocks,
-                1,
-                1,
-                tx,
-                ty,
-                1,
-                grid.shared,
-                self.stream,
-                pointers.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+        self.spanned(op, name, || {
+            check(op, unsafe {
+                sys::cuLaunchKernel(
+                    f,
+                    blocks,
+                    1,
+                    1,
+                    tx,
+                    ty,
+                    1,
+                    grid.shared,
+                    self.stream,
+                    pointers.as_mut_ptr(),
+                    std::ptr::null_mut(),
+                )
+            })
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Reductions, scans and softmax on the GPU. How an axis is cut into parts depends on the shape alone.
 
+use super::context::Context;
 use super::modules::{Argument, Grid};
 use super::source::{Type, Variant};
 use super::storage::{CudaStorage, View, computing, need_float};
@@ -299,37 +300,25 @@ pub fn logsumexp((x, lx): View, rows: usize, n: usize) -> Result<CudaStorage> {
     Ok(y)
 }
 
-/// Losses of x [rows, n] at targets [rows], and the rows' log-sum-exp in the computing type.
+/// Losses of x [rows, n] at targets [rows], and the rows' log-sum-exp, both in the computing type.
 pub fn cross_entropy((x, lx): View, (t, lt): View, n: usize) -> Result<[CudaStorage; 2]> {
     const OP: &str = "cross_entropy";
     need_float(OP, x)?;
     super::storage::need(OP, t, DType::I64)?;
     let c = super::storage::common(OP, &[x, t])?;
     let rows = lt.count();
-    let loss = CudaStorage::new(OP, c, x.dtype, rows)?;
+    let loss = CudaStorage::new(OP, c, computing(x.dtype), rows)?;
     let lse = CudaStorage::new(OP, c, computing(x.dtype), rows)?;
-    let (to, lse_at, from, targets) = (
-        loss.start(OP)?,
-        lse.start(OP)?,
-        x.at(OP, lx)?,
-        t.at(OP, lt)?,
-    );
-    let (narrow, grid) = row_grid(x.dtype, rows, n);
-    let aligned = row_alignment(x.dtype.into(), n, &[from]);
-    let v = Variant::new(&table::SOFTMAX, x.dtype);
-    let name = if narrow {
-        "cross_entropy32"
-    } else {
-        "cross_entropy256"
+    let rows = Rows {
+        first: 0,
+        rows,
+        n,
+        dtype: x.dtype,
+        logits: x.at(OP, lx)?,
+        lse: lse.start(OP)?,
+        targets: t.at(OP, lt)?,
     };
-    let (rows, n, fault) = (rows as u64, n as u64, c.fault.address());
-    c.launch(
-        OP,
-        v,
-        name,
-        grid,
-        &[&to, &lse_at, &from, &targets, &rows, &n, &aligned, &fault],
-    )?;
+    rows.losses(c, loss.start(OP)?)?;
     Ok([loss, lse])
 }
 
@@ -342,27 +331,85 @@ pub fn cross_entropy_backward(
     n: usize,
 ) -> Result<CudaStorage> {
     const OP: &str = "cross_entropy";
-    super::storage::need(OP, g, x.dtype)?;
+    super::storage::need(OP, g, computing(x.dtype))?;
     let c = super::storage::common(OP, &[x, lse, g, t])?;
     let rows = lt.count();
     let dx = CudaStorage::new(OP, c, x.dtype, rows * n)?;
-    let (to, from) = (dx.start(OP)?, x.at(OP, lx)?);
-    let (lse_at, g_at, targets) = (lse.start(OP)?, g.at(OP, lg)?, t.at(OP, lt)?);
-    let (narrow, grid) = row_grid(x.dtype, rows, n);
-    let aligned = row_alignment(x.dtype.into(), n, &[from]);
-    let v = Variant::new(&table::SOFTMAX, x.dtype);
-    let name = if narrow {
-        "cross_entropy_back32"
-    } else {
-        "cross_entropy_back256"
+    let rows = Rows {
+        first: 0,
+        rows,
+        n,
+        dtype: x.dtype,
+        logits: x.at(OP, lx)?,
+        lse: lse.start(OP)?,
+        targets: t.at(OP, lt)?,
     };
-    let (rows, n) = (rows as u64, n as u64);
-    c.launch(
-        OP,
-        v,
-        name,
-        grid,
-        &[&to, &from, &lse_at, &g_at, &targets, &rows, &n, &aligned],
-    )?;
+    rows.gradients(c, dx.start(OP)?, g.at(OP, lg)?)?;
     Ok(dx)
+}
+
+/// Rows of logits [rows, n], their log-sum-exp [rows] and targets [rows], by address; they are the rows from `first`
+/// on of a longer batch.
+pub(super) struct Rows {
+    pub(super) first: usize,
+    pub(super) rows: usize,
+    pub(super) n: usize,
+    pub(super) dtype: DType,
+    pub(super) logits: u64,
+    pub(super) lse: u64,
+    pub(super) targets: u64,
+}
+
+impl Rows {
+    /// The rows' losses and log-sum-exp.
+    pub(super) fn losses(&self, c: &'static Context, loss: u64) -> Result<()> {
+        const OP: &str = "cross_entropy";
+        let (narrow, grid) = row_grid(self.dtype, self.rows, self.n);
+        let aligned = row_alignment(self.dtype.into(), self.n, &[self.logits]);
+        let v = Variant::new(&table::SOFTMAX, self.dtype);
+        let name = if narrow {
+            "cross_entropy32"
+        } else {
+            "cross_entropy256"
+        };
+        let [first, rows, n] = [self.first, self.rows, self.n].map(|n| n as u64);
+        let fault = c.fault.address();
+        let arguments: [&dyn Argument; 9] = [
+            &loss,
+            &self.lse,
+            &self.logits,
+            &self.targets,
+            &first,
+            &rows,
+            &n,
+            &aligned,
+            &fault,
+        ];
+        c.launch(OP, v, name, grid, &arguments)
+    }
+
+    /// The gradients of the logits, which may take their place, from those of the losses.
+    pub(super) fn gradients(&self, c: &'static Context, to: u64, g: u64) -> Result<()> {
+        const OP: &str = "cross_entropy";
+        let (narrow, grid) = row_grid(self.dtype, self.rows, self.n);
+        let aligned = row_alignment(self.dtype.into(), self.n, &[self.logits, to]);
+        let v = Variant::new(&table::SOFTMAX, self.dtype);
+        let name = if narrow {
+            "cross_entropy_back32"
+        } else {
+            "cross_entropy_back256"
+        };
+        let [rows, n] = [self.rows, self.n].map(|n| n as u64);
+        let arguments: [&dyn Argument; 8] = [
+            &to,
+            &self.logits,
+            &self.lse,
+            &g,
+            &self.targets,
+            &rows,
+            &n,
+            &aligned,
+        ];
+        c.launch(OP, v, name, grid, &arguments)
+    }
 }

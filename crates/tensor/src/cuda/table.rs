@@ -75,6 +75,16 @@ source!(SORT, "sort", |s| {
 });
 source!(LINALG, "linalg", |s| plain(s, FLOATS));
 source!(NORM, "norm", |s| plain(s, FLOATS));
+source!(NORM_ROWS, "norm_rows", |_| {
+    let sizes = [32, 256]
+        .into_iter()
+        .flat_map(|w| (1..=4).map(move |p| (w, p)));
+    let sizes: Vec<_> = sizes.collect();
+    let all = FLOATS
+        .iter()
+        .flat_map(|&t| sizes.iter().map(move |&(w, p)| norm_rows(t, w, p)));
+    all.collect()
+});
 source!(GATED, "gated", |s| with_single(plain(s, FLOATS)));
 // Filters with 2 to 4 taps stand for any number.
 source!(SHORT_CONV, "short_conv", |_| {
@@ -87,6 +97,13 @@ source!(SHORT_CONV, "short_conv", |_| {
     all.dedup();
     all
 });
+
+/// RMSNorm by `width` threads a row, each with `packs` pieces of 16 bytes in registers.
+pub(super) fn norm_rows(t: impl Into<Type>, width: u32, packs: u32) -> Variant {
+    Variant::new(&NORM_ROWS, t)
+        .constant("WIDTH", width)
+        .constant("PACKS", packs)
+}
 
 /// The unsigned integer that stands for an element while sorting.
 pub(super) fn sort_key(t: Type) -> Type {
@@ -124,6 +141,7 @@ pub static SOURCES: &[&Source] = &[
     &SORT,
     &LINALG,
     &NORM,
+    &NORM_ROWS,
     &GATED,
     &SHORT_CONV,
 ];

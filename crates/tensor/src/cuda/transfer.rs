@@ -1,5 +1,5 @@
-//! Copies between host and GPU, through two pinned buffers in turn: while one is on its way over the bus the
-//! other is filled or emptied.
+//! Copies between host and GPU, through a ring of pinned buffers: while one is on its way over the bus another is filled
+//! or emptied. Small uploads return at once: a buffer is waited for only when its turn comes again.
 
 use cudarc::driver::sys;
 
@@ -7,12 +7,15 @@ use super::context::{Context, check};
 use crate::error::Result;
 
 /// Bytes of each pinned buffer.
-const CHUNK: usize = 8 << 20;
+const CHUNK: usize = 2 << 20;
+/// Pinned buffers.
+const BUFFERS: usize = 8;
 
-/// Two pinned buffers and the events that say when the GPU is done with them.
+/// Pinned buffers, the events that say when the GPU is done with them, and whose turn it is.
 pub(super) struct Staging {
-    buffers: [*mut u8; 2],
-    events: [sys::CUevent; 2],
+    buffers: [*mut u8; BUFFERS],
+    events: [sys::CUevent; BUFFERS],
+    turn: usize,
 }
 
 // SAFETY: plain pinned memory and event handles, used under the context's lock.
@@ -21,10 +24,11 @@ unsafe impl Send for Staging {}
 impl Staging {
     fn new() -> Result<Staging> {
         let mut s = Staging {
-            buffers: [std::ptr::null_mut(); 2],
-            events: [std::ptr::null_mut(); 2],
+            buffers: [std::ptr::null_mut(); BUFFERS],
+            events: [std::ptr::null_mut(); BUFFERS],
+            turn: 0,
         };
-        for i in 0..2 {
+        for i in 0..BUFFERS {
             let mut p = std::ptr::null_mut();
             let flags = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
             // SAFETY: the context is current; both pointers are to live locals.
@@ -42,16 +46,16 @@ impl Context {
     fn with_staging<R>(
         &self,
         op: &'static str,
-        f: impl FnOnce(&Staging) -> Result<R>,
+        f: impl FnOnce(&mut Staging) -> Result<R>,
     ) -> Result<R> {
         self.enter(op)?;
         let mut guard = self.staging.lock().unwrap_or_else(|e| e.into_inner());
         if guard.is_none() {
             *guard = Some(Staging::new()?);
         }
-        match &*guard {
+        match &mut *guard {
             Some(s) => f(s),
-            None => Staging::new().and_then(|s| f(&s)),
+            None => Staging::new().and_then(|mut s| f(&mut s)),
         }
     }
 
@@ -62,7 +66,8 @@ impl Context {
         }
         self.with_staging(op, |s| {
             for (i, part) in data.chunks(CHUNK).enumerate() {
-                let (buffer, event) = (s.buffers[i % 2], s.events[i % 2]);
+                s.turn = (s.turn + 1) % BUFFERS;
+                let (buffer, event) = (s.buffers[s.turn], s.events[s.turn]);
                 let to = address + (i * CHUNK) as u64;
                 // SAFETY: the event says that the GPU has read the buffer's last contents; the buffer holds
                 // CHUNK bytes, the block at `address` as many as `data`.
@@ -89,10 +94,10 @@ impl Context {
             let (total, pieces) = (data.len(), data.len().div_ceil(CHUNK));
             let size = |i: usize| CHUNK.min(total - i * CHUNK);
             let send = |i: usize| {
-                let (buffer, event) = (s.buffers[i % 2], s.events[i % 2]);
+                let (buffer, event) = (s.buffers[i % BUFFERS], s.events[i % BUFFERS]);
                 let from = address + (i * CHUNK) as u64;
                 // SAFETY: the block at `address` holds `total` bytes, the buffer CHUNK; the host has emptied
-                // the buffer of piece i - 2 before it is sent again.
+                // the buffer of piece i - BUFFERS before it is sent again.
                 unsafe {
                     check(
                         op,
@@ -101,18 +106,19 @@ impl Context {
                     check(op, sys::cuEventRecord(event, self.stream))
                 }
             };
-            for i in 0..pieces.min(2) {
+            for i in 0..pieces.min(BUFFERS) {
                 send(i)?;
             }
             for (i, out) in data.chunks_mut(CHUNK).enumerate() {
                 // SAFETY: the event says that piece i has arrived; nothing writes the buffer until the next
                 // `send` into it, below.
                 unsafe {
-                    check(op, sys::cuEventSynchronize(s.events[i % 2]))?;
-                    std::ptr::copy_nonoverlapping(s.buffers[i % 2], out.as_mut_ptr(), out.len());
+                    check(op, sys::cuEventSynchronize(s.events[i % BUFFERS]))?;
+                    let from = s.buffers[i % BUFFERS];
+                    std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len());
                 }
-                if i + 2 < pieces {
-                    send(i + 2)?;
+                if i + BUFFERS < pieces {
+                    send(i + BUFFERS)?;
                 }
             }
             Ok(())

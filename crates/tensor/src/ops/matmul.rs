@@ -1,6 +1,6 @@
 //! Matrix products.
 
-use crate::autograd::record;
+use crate::autograd::{Context, record};
 use crate::cpu::linear::FEW_ROWS;
 use crate::dtype::DType;
 use crate::error::{Result, shape_error};
@@ -50,8 +50,24 @@ impl Tensor {
         ))
     }
 
-    /// x W^T (+ bias): x [.., in], weight [out, in], bias [out] -> [.., out]. A bf16 weight
-    /// under a wider x counts as widened.
+    /// A bf16 product [m, k] x [k, n] whose result stays in f32: what a gradient of f32 weights is.
+    fn matmul_wide(&self, rhs: &Tensor) -> Result<Tensor> {
+        let y = Storage::matmul_wide(self.operand(), rhs.operand())?;
+        let shape = [self.shape()[0], rhs.shape()[1]];
+        let (a, b) = (self.clone(), rhs.clone());
+        let back = move |g: &Tensor, _: &Context| {
+            let (g, narrow) = (g.clone(), |x: Tensor| x.to_dtype(DType::BF16));
+            let wide = |x: &Tensor| x.transpose(0, 1)?.to_dtype(DType::F32);
+            Ok([
+                Some(narrow(g.matmul(&wide(&b)?)?)?),
+                Some(narrow(wide(&a)?.matmul(&g)?)?),
+            ])
+        };
+        Ok(record("matmul", [self, rhs], Tensor::new(y, &shape), back))
+    }
+
+    /// x W^T (+ bias): x [.., in], weight [out, in], bias [out] -> [.., out]. A bf16 weight under a wider x counts as
+    /// widened. An f32 weight under a bf16 x is rounded to bf16; its gradient is f32 and never rounded.
     pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         if weight.rank() != 2 || self.rank() == 0 || self.dim(-1)? != weight.shape()[1] {
             let (x, w) = (self.shape(), weight.shape());
@@ -76,11 +92,15 @@ impl Tensor {
     /// x W^T for x [.., in] of two axes or more.
     fn rows_times(&self, weight: &Tensor) -> Result<Tensor> {
         let stored = weight.dtype();
+        let ([n, k], (leading, _)) = (weight.dims()?, self.shape().split_at(self.rank() - 1));
+        let rows: usize = leading.iter().product();
+        if (self.dtype(), stored) == (DType::BF16, DType::F32) {
+            let y = self.reshape(&[rows, k])?.under_master(weight)?;
+            return y.reshape(&[leading, &[n]].concat());
+        }
         if stored != DType::BF16 {
             same_dtype("linear", self, weight)?;
         }
-        let ([n, k], (leading, _)) = (weight.dims()?, self.shape().split_at(self.rank() - 1));
-        let rows = leading.iter().product();
         let on_cpu = self.dtype() == DType::F32 && self.device() == Device::Cpu;
         if !on_cpu || k == 0 || rows > FEW_ROWS || !weight.is_contiguous() {
             return self.matmul(&weight.to_dtype(self.dtype())?.transpose(0, 1)?);
@@ -97,6 +117,25 @@ impl Tensor {
             };
             Ok([
                 ctx.needs(0).then(dx).transpose()?,
+                ctx.needs(1).then(dw).transpose()?,
+            ])
+        }))
+    }
+
+    /// x W^T for x [rows, k] in bf16 and W [n, k] in f32.
+    fn under_master(&self, weight: &Tensor) -> Result<Tensor> {
+        let (x, w) = (self.clone(), weight.detach().to_dtype(DType::BF16)?);
+        let y = x.detach().matmul(&w.transpose(0, 1)?)?;
+        let master = weight.clone();
+        Ok(record("linear", [self, weight], y, move |g, ctx| {
+            // With a graph of the way back the rounding is part of it.
+            let w = match ctx.create_graph() {
+                true => &master.to_dtype(DType::BF16)?,
+                false => &w,
+            };
+            let dw = || g.transpose(0, 1)?.matmul_wide(&x);
+            Ok([
+                ctx.needs(0).then(|| g.matmul(w)).transpose()?,
                 ctx.needs(1).then(dw).transpose()?,
             ])
         }))

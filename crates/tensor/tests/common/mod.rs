@@ -119,6 +119,10 @@ pub fn table() -> Vec<Case> {
         Case("tri_solve upper", Positive, &[&[3, 3], &[2, 3, 2]], |x| x[0].tri_solve(&x[1], true, false)),
         Case("tri_solve unit", Any, &[&[3, 3], &[3, 2]], |x| x[0].tri_solve(&x[1], false, true)),
         Case("conv1d_causal", Any, &[&[2, 5, 3], &[3, 4]], |x| x[0].conv1d_causal(&x[1])),
+        Case("add_rms_norm", Any, &[&[3, 16], &[3, 16], &[16]], |x| {
+            let [sum, normed] = x[0].add_rms_norm(&x[1], &x[2], 1e-5)?;
+            &sum * &normed
+        }),
         Case("rms_norm", Any, &[&[3, 37], &[37]], |x| x[0].rms_norm(&x[1], 1e-5)),
         Case("silu_mul", Any, &[&[2, 3], &[2, 3]], |x| x[0].silu_mul(&x[1])),
         Case("cross_entropy", Any, &[&[3, 5]], |x| x[0].cross_entropy(&ids(&[4, -1, 0], &[3], &x[0]))),

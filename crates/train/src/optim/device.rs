@@ -4,6 +4,7 @@
 use weft_tensor::cuda::{Grid, Launch, Source, Variant};
 use weft_tensor::{DType, Device, Tensor};
 
+use super::Measured;
 use crate::error::Result;
 
 /// The kernels.
@@ -77,14 +78,16 @@ impl<'a> Addresses<'a> {
     }
 }
 
-/// The norm of the gradients and the factor on them, in the GPU's memory.
+/// The norm of the gradients, the factor on them and the loss, in the GPU's memory.
 pub(super) struct Guard(Tensor);
 
 impl Guard {
-    /// The norm of the mean of `summed` f32 gradients, and the factor that averages and clips them.
+    /// The norm of the mean of `summed` f32 gradients, the factor that averages and clips them, and the mean of as many
+    /// losses, given as their sum.
     pub(super) fn measure(
         device: Device,
         grads: &[Option<Tensor>],
+        losses: Option<&Tensor>,
         summed: u64,
         clip: f64,
     ) -> Result<Self> {
@@ -114,9 +117,13 @@ impl Guard {
             Ok(())
         })?;
         let mut launch = Launch::new(OP, variant(), device)?;
-        let guard = launch.output(&[2], DType::F64)?;
+        let guard = launch.output(&[3], DType::F64)?;
         launch.input(&parts, DType::F64)?;
         launch.u64(blocks as u64);
+        match losses {
+            Some(losses) => launch.input(losses, DType::F32)?,
+            None => launch.u64(0),
+        }
         launch.f64(summed as f64);
         launch.f64(clip);
         // SAFETY: the parameters of `guard`; `parts` has that many elements.
@@ -126,12 +133,16 @@ impl Guard {
 
     /// A factor without a norm.
     pub(super) fn scale(device: Device, scale: f64) -> Result<Self> {
-        Ok(Self(Tensor::from_slice(&[0.0, scale], &[2], &device)?))
+        Ok(Self(Tensor::from_slice(&[0.0, scale, 0.0], &[3], &device)?))
     }
 
-    /// The norm, on the host: waits for the GPU.
-    pub(super) fn norm(&self) -> Result<f64> {
-        Ok(self.0.to_vec::<f64>()?[0])
+    /// Norm and loss, on the host: waits for the GPU.
+    pub(super) fn read(&self) -> Result<Measured> {
+        let values = self.0.to_vec::<f64>()?;
+        Ok(Measured {
+            norm: values[0],
+            loss: values[2],
+        })
     }
 }
 

@@ -64,6 +64,10 @@ fn near(what: &str, got: &Tensor, want: &Tensor, tolerance: f64) {
     assert!(distance <= tolerance, "{what}: {distance:e} from the CPU");
 }
 
+fn loss(value: f64, device: &Device) -> Tensor {
+    Tensor::full(&[], value, DType::F32, device)
+}
+
 #[test]
 fn steps_equal_those_of_the_cpu() {
     let Some(gpu) = gpu() else { return };
@@ -77,12 +81,15 @@ fn steps_equal_those_of_the_cpu() {
         for step in 0..4 {
             // A clip that shortens at two of the steps, and two summed gradients.
             let (rate, summed, clip) = (1.0 / (step + 1) as f64, 2, [0.0, 1.0][step % 2]);
-            let norms = [
-                on_host.clipped_step(&grads(&want, step as u64, &Device::Cpu), rate, summed, clip),
-                on_gpu.clipped_step(&grads(&got, step as u64, &gpu), rate, summed, clip),
-            ]
-            .map(Result::unwrap);
-            assert!((norms[0] / norms[1] - 1.0).abs() < 1e-12, "{norms:?}");
+            let mut take = |optimizer: &mut Optimizer, params: &Params, d: &Device| {
+                let (grads, losses) = (grads(params, step as u64, d), loss(3.0, d));
+                let measured = optimizer.clipped_step(&grads, &losses, rate, summed, clip);
+                measured.unwrap()
+            };
+            let want = take(&mut on_host, &want, &Device::Cpu);
+            let got = take(&mut on_gpu, &got, &gpu);
+            assert!((got.norm / want.norm - 1.0).abs() < 1e-12, "{got:?}");
+            assert_eq!((got.loss, want.loss), (1.5, 1.5));
         }
         let plain = |o: &mut Optimizer, p: &Params, d: &Device| {
             o.step(&grads(p, 9, d), 0.5, 0.7).unwrap();
@@ -102,13 +109,13 @@ fn steps_equal_those_of_the_cpu() {
 }
 
 #[test]
-fn a_gradient_that_is_not_finite_changes_nothing() {
+fn a_gradient_or_a_loss_that_is_not_finite_changes_nothing() {
     let Some(gpu) = gpu() else { return };
     for rule in rules() {
         let params = model(&gpu);
         let mut optimizer = Optimizer::new(&params, &rule).unwrap();
         optimizer
-            .clipped_step(&grads(&params, 1, &gpu), 1.0, 1, 1.0)
+            .clipped_step(&grads(&params, 1, &gpu), &loss(1.0, &gpu), 1.0, 1, 1.0)
             .unwrap();
         let all = |optimizer: &Optimizer| -> Vec<Vec<f32>> {
             let values = params.iter().map(|p| p.get());
@@ -121,9 +128,14 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
             let last = list.last_mut().unwrap();
             *last = Some(Tensor::full(&[500, 301], f64::from(bad), DType::F32, &gpu));
             let bad = Grads::from_vec(list);
-            let norm = optimizer.clipped_step(&bad, 1.0, 1, 1.0).unwrap();
-            assert!(!norm.is_finite());
+            let measured = optimizer.clipped_step(&bad, &loss(1.0, &gpu), 1.0, 1, 1.0);
+            assert!(!measured.unwrap().norm.is_finite());
             assert_eq!(bad.not_finite(&params).unwrap(), ["embed_tokens.weight"]);
+        }
+        for bad in [f64::NAN, f64::INFINITY] {
+            let grads = grads(&params, 2, &gpu);
+            let measured = optimizer.clipped_step(&grads, &loss(bad, &gpu), 1.0, 1, 1.0);
+            assert!(measured.unwrap().norm.is_finite());
         }
         assert!(all(&optimizer) == before && optimizer.steps() == 1);
     }

@@ -96,7 +96,8 @@ impl Grads {
     /// When a gradient cannot be converted to f32.
     pub fn norm(&self) -> Result<f64> {
         if let Some(device) = self.gpu() {
-            return device::Guard::measure(device, &self.f32()?, 1, 0.0)?.norm();
+            let guard = device::Guard::measure(device, &self.f32()?, None, 1, 0.0)?;
+            return Ok(guard.read()?.norm);
         }
         let squares = self.0.par_iter().flatten().map(square_sum);
         let squares: Vec<f64> = squares.collect::<Result<_>>()?;

@@ -58,6 +58,22 @@ struct Step {
     number: u64,
 }
 
+/// What a step was decided on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measured {
+    /// The Euclidean norm of the mean gradient, before it was clipped.
+    pub norm: f64,
+    /// The mean loss.
+    pub loss: f64,
+}
+
+impl Measured {
+    /// Whether the step was taken.
+    pub fn is_finite(&self) -> bool {
+        self.norm.is_finite() && self.loss.is_finite()
+    }
+}
+
 impl Optimizer {
     /// Moments at zero for all parameters, which must be f32.
     ///
@@ -113,35 +129,41 @@ impl Optimizer {
         Ok(())
     }
 
-    /// One step along the mean of `summed` gradients, shortened to norm `clip` if it is longer (0: never). Returns the
-    /// norm of the mean; where that is not finite, nothing changes. On a GPU the host waits only for the returned
-    /// norm, when everything has been sent.
+    /// One step along the mean of `summed` gradients, shortened to norm `clip` if it is longer (0: never); `losses` [] is
+    /// the sum of as many losses. Where the norm or the loss is not finite, nothing changes. On a GPU the host waits
+    /// only for what is returned, when everything has been sent.
     ///
     /// # Errors
     /// As [`Optimizer::step`].
     pub fn clipped_step(
         &mut self,
         grads: &Grads,
+        losses: &Tensor,
         rate: f64,
         summed: u64,
         clip: f64,
-    ) -> Result<f64> {
+    ) -> Result<Measured> {
         grads.expect_len(self.slots.len())?;
+        let losses = losses.detach().to_dtype(DType::F32)?;
         let Some(gpu) = self.gpu() else {
-            let norm = grads.norm()? / summed as f64;
-            if norm.is_finite() {
-                self.step(grads, rate, clip_factor(norm, clip) / summed as f64)?;
+            let measured = Measured {
+                norm: grads.norm()? / summed as f64,
+                loss: losses.item_f64()? / summed as f64,
+            };
+            if measured.is_finite() {
+                let factor = clip_factor(measured.norm, clip);
+                self.step(grads, rate, factor / summed as f64)?;
             }
-            return Ok(norm);
+            return Ok(measured);
         };
         let grads = grads.f32()?;
-        let guard = Guard::measure(gpu, &grads, summed, clip)?;
+        let guard = Guard::measure(gpu, &grads, Some(&losses), summed, clip)?;
         self.step_on(gpu, &grads, rate, &guard)?;
-        let norm = guard.norm()?;
-        if norm.is_finite() {
+        let measured = guard.read()?;
+        if measured.is_finite() {
             self.steps += 1;
         }
-        Ok(norm)
+        Ok(measured)
     }
 
     /// The GPU that the parameters are on.

@@ -1,6 +1,6 @@
 // Optimisers over many tensors in one launch. A launch gets a list of pieces of tensors; the blocks of a tensor are
 // numbered from its `first` on and each takes CHUNK elements. Everything waits for `guard`, which the gradients'
-// norm fills: {norm, factor on the gradients}. If the norm is not finite, nothing changes.
+// norm fills: {norm, factor on the gradients, loss}. If the norm or the loss is not finite, nothing changes.
 
 #define CHUNK 16384
 #define MOST 64
@@ -8,8 +8,12 @@
 struct Guard {
     double norm;
     double scale;
+    double loss;
 };
-__device__ inline bool refused(const Guard* guard) { return !(guard->norm <= 1.7976931348623157e308); }
+__device__ inline bool refused(const Guard* guard) {
+    const double most = 1.7976931348623157e308;
+    return !(guard->norm <= most && fabs(guard->loss) <= most);
+}
 
 // N tensors of one parameter, and two numbers of its own.
 template <int N> struct Entry {
@@ -64,8 +68,9 @@ extern "C" __global__ void square_sums(const __grid_constant__ List<1> list, u64
     }
 }
 
-// One block: the norm of the mean of `summed` gradients, and the factor that makes it at most `clip` (0: any).
-extern "C" __global__ void guard(Guard* out, const double* parts, u64 n, double summed, double clip) {
+// One block: the norm of the mean of `summed` gradients, the factor that makes it at most `clip` (0: any), and the mean
+// of as many losses (null: 0).
+extern "C" __global__ void guard(Guard* out, const double* parts, u64 n, const float* losses, double summed, double clip) {
     double sum = 0;
     for (u64 i = threadIdx.x; i < n; i += blockDim.x) sum += parts[i];
     sum = block_sum(sum);
@@ -73,6 +78,7 @@ extern "C" __global__ void guard(Guard* out, const double* parts, u64 n, double 
         double norm = sqrt(sum) / summed;
         out->norm = norm;
         out->scale = (clip > 0 && norm > clip ? clip / norm : 1.0) / summed;
+        out->loss = losses ? (double)*losses / summed : 0.0;
     }
 }
 

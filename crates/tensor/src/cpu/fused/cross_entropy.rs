@@ -10,8 +10,8 @@ use crate::memory::Buffer;
 use crate::storage::{CpuStorage, Stored};
 
 /// Losses of x [rows, n] (contiguous from `offset`) at `targets`, and the rows' log-sum-exp. A target of -1
-/// has loss 0; any other one outside 0..n is an error. The log-sum-exp stays in the computing type: rounded to
-/// bf16 it would put every probability of the way back off by percents.
+/// has loss 0; any other one outside 0..n is an error. Both stay in the computing type: rounded to bf16 the
+/// log-sum-exp would put every probability of the way back off by percents.
 pub fn forward(
     x: &CpuStorage,
     offset: usize,
@@ -41,13 +41,13 @@ pub fn forward(
             out[0] = target.map_or(T::Math::ZERO, |t| out[1] - t);
         });
         let (mut loss, mut lse) = (
-            Buffer::<T>::unwritten(targets.len()),
+            Buffer::<T::Math>::unwritten(targets.len()),
             Buffer::<T::Math>::unwritten(targets.len()),
         );
         for (r, pair) in both.chunks_exact(2).enumerate() {
-            (loss[r], lse[r]) = (T::down(pair[0]), pair[1]);
+            (loss[r], lse[r]) = (pair[0], pair[1]);
         }
-        Ok([T::wrap(loss), <T::Math as Stored>::wrap(lse)])
+        Ok([loss, lse].map(<T::Math as Stored>::wrap))
     }
     each_float!("cross_entropy", x, x => run(&x[offset..][..targets.len() * n], targets, n))
 }
@@ -65,18 +65,20 @@ pub fn backward(
     fn run<T: Scalar>(
         x: &[T],
         lse: &CpuStorage,
-        g: &[T],
+        g: &CpuStorage,
+        og: usize,
         targets: &[i64],
         n: usize,
     ) -> Result<CpuStorage> {
         let lse = lse.slice::<T::Math>("cross_entropy")?;
+        let g = &g.slice::<T::Math>("cross_entropy")?[og..][..targets.len()];
         let mut dx = Buffer::<T>::unwritten(x.len());
         for_rows(&mut dx, n, 4 * n, |r, out| {
             let Ok(target) = usize::try_from(targets[r]) else {
                 out.fill(T::down(T::Math::from_f64(0.0)));
                 return;
             };
-            let (row, lse, g) = (&x[r * n..][..n], lse[r], g[r].up());
+            let (row, lse, g) = (&x[r * n..][..n], lse[r], g[r]);
             vectorize(
                 #[inline(always)]
                 || {
@@ -89,12 +91,5 @@ pub fn backward(
         });
         Ok(T::wrap(dx))
     }
-    each_float!("cross_entropy", x, x => {
-        let g = &same(x, g)?[og..][..targets.len()];
-        run(&x[offset..][..targets.len() * n], lse, g, targets, n)
-    })
-}
-
-fn same<'a, T: Scalar>(_: &[T], s: &'a CpuStorage) -> Result<&'a [T]> {
-    s.slice::<T>("cross_entropy")
+    each_float!("cross_entropy", x, x => run(&x[offset..][..targets.len() * n], lse, g, og, targets, n))
 }

@@ -76,8 +76,8 @@ extern "C" __global__ void rms_norm256(T* y, const T* x, const T* w, u64 rows, u
 
 // A block of 256 per group of rows; dw of the group is gathered in `parts` [gridDim.x, d], each element by the
 // thread that reads its column. In shared memory if `shared` says that d fits.
-extern "C" __global__ void rms_norm_back(T* dx, M* parts, const T* x, const T* w, const T* g, u64 rows, u64 d,
-                                         double eps, u32 vector, u32 shared) {
+extern "C" __global__ void rms_norm_back(T* dx, M* parts, const T* x, const T* w, const T* g, const T* other,
+                                         u64 rows, u64 d, double eps, u32 vector, u32 shared) {
     extern __shared__ double memory[];
     M* dw = shared ? (M*)memory : parts + (u64)blockIdx.x * d;
     u32 lane = threadIdx.x;
@@ -119,6 +119,11 @@ extern "C" __global__ void rms_norm_back(T* dx, M* parts, const T* x, const T* w
             for (int k = 0; k < V; k++) {
                 if (k < width) dw[i + k] += c.v[k] * a.v[k] * inverse;
                 a.v[k] = c.v[k] * b.v[k] * inverse - a.v[k] * c3;
+            }
+            if (other) {
+                b.read(other + r * d + i, vector);
+#pragma unroll
+                for (int k = 0; k < V; k++) a.v[k] += b.v[k];
             }
             a.write(dx + r * d + i, vector);
         });

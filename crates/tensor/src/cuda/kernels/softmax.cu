@@ -97,30 +97,30 @@ template <int W> __device__ inline void logsumexp(T* y, const T* x, u64 rows, u6
     }
 }
 
-// loss = lse - x[target], 0 for a target of -1; lse stays in the computing type for the way back.
+// loss = lse - x[target], 0 for a target of -1, in the computing type. The rows are those from `first` on.
 template <int W>
-__device__ inline void cross_entropy(T* loss, M* lse, const T* x, const i64* targets, u64 rows, u64 n, u32 aligned,
-                                     Fault* fault) {
+__device__ inline void cross_entropy(M* loss, M* lse, const T* x, const i64* targets, u64 first, u64 rows, u64 n,
+                                     u32 aligned, Fault* fault) {
     ROW_LOOP(W)
         Pair a = statistics<W>(x + r * n, n, lane, aligned, active);
         if (active && lane == 0) {
             M l = a.s == 0 ? a.m : a.m + m_log(a.s);
             i64 target = targets[r];
             lse[r] = l;
-            bool counts = target != -1 && inside(target, n, r, 3, 1, fault);
-            loss[r] = down<T>(counts ? l - up(x[r * n + target]) : (M)0);
+            bool counts = target != -1 && inside(target, n, first + r, 3, 1, fault);
+            loss[r] = counts ? l - up(x[r * n + target]) : (M)0;
         }
     }
 }
 
-// dx = (e^(x - lse) - [target]) g
+// dx = (e^(x - lse) - [target]) g; dx may be x.
 template <int W>
-__device__ inline void cross_entropy_back(T* dx, const T* x, const M* lse, const T* g, const i64* targets, u64 rows,
+__device__ inline void cross_entropy_back(T* dx, const T* x, const M* lse, const M* g, const i64* targets, u64 rows,
                                           u64 n, u32 aligned) {
     ROW_LOOP(W)
         if (!active) continue;
         i64 target = targets[r];
-        M l = lse[r], scale = target < 0 ? (M)0 : up(g[r]);
+        M l = lse[r], scale = target < 0 ? (M)0 : g[r];
         bool counts = target >= 0;
         map_row<W>(dx + r * n, x + r * n, n, lane, aligned, [=](u64 i, M v) {
             M e = Fast<T>::exp(v - l);
@@ -136,11 +136,11 @@ __device__ inline void cross_entropy_back(T* dx, const T* x, const M* lse, const
     extern "C" __global__ void logsumexp##W(T* y, const T* x, u64 rows, u64 n, u32 aligned) {                  \
         logsumexp<W>(y, x, rows, n, aligned);                                                                  \
     }                                                                                                          \
-    extern "C" __global__ void cross_entropy##W(T* loss, M* lse, const T* x, const i64* targets, u64 rows,     \
-                                                u64 n, u32 aligned, Fault* fault) {                            \
-        cross_entropy<W>(loss, lse, x, targets, rows, n, aligned, fault);                                      \
+    extern "C" __global__ void cross_entropy##W(M* loss, M* lse, const T* x, const i64* targets, u64 first,    \
+                                                u64 rows, u64 n, u32 aligned, Fault* fault) {                  \
+        cross_entropy<W>(loss, lse, x, targets, first, rows, n, aligned, fault);                               \
     }                                                                                                          \
-    extern "C" __global__ void cross_entropy_back##W(T* dx, const T* x, const M* lse, const T* g,              \
+    extern "C" __global__ void cross_entropy_back##W(T* dx, const T* x, const M* lse, const M* g,              \
                                                      const i64* targets, u64 rows, u64 n, u32 aligned) {       \
         cross_entropy_back<W>(dx, x, lse, g, targets, rows, n, aligned);                                       \
     }

@@ -7,8 +7,8 @@ use crate::storage::Storage;
 use crate::tensor::{Tensor, need_float};
 
 impl Tensor {
-    /// -log softmax(logits)[target] for each row: logits [n, classes], targets [n] i64 -> [n] losses in nats.
-    /// A target of -1 is ignored: its loss and its gradient are 0.
+    /// -log softmax(logits)[target] for each row: logits [n, classes], targets [n] i64 -> [n] losses in nats, in f32 for
+    /// bf16 logits. A target of -1 is ignored: its loss and its gradient are 0.
     pub fn cross_entropy(&self, targets: &Tensor) -> Result<Tensor> {
         need_float("cross_entropy", self)?;
         if targets.dtype() != DType::I64 {
@@ -46,7 +46,12 @@ impl Tensor {
 fn plain(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let ignored = targets.lt(&targets.zeros_like())?;
     let safe = targets.maximum(&targets.zeros_like())?;
+    let wide = match logits.dtype() {
+        DType::BF16 => DType::F32,
+        other => other,
+    };
     let picked = logits
+        .to_dtype(wide)?
         .log_softmax(-1)?
         .gather(-1, &safe.unsqueeze(-1)?)?
         .squeeze(-1)?

@@ -3,6 +3,7 @@
 
 mod cross_entropy;
 mod gated;
+mod linear_cross_entropy;
 mod norm;
 mod short_conv;
 

@@ -2,6 +2,7 @@
 //! in f32 (f64 for f64 inputs).
 
 use super::fused;
+use crate::autograd::{Context, Function, apply, recompute};
 use crate::error::{Result, shape_error};
 use crate::storage::Storage;
 use crate::tensor::{Tensor, same_dtype};
@@ -43,6 +44,79 @@ impl Tensor {
                 ])
             },
         ))
+    }
+
+    /// self + delta, and `(self + delta).rms_norm(weight, eps)`: the residual stream after a branch, and what the next
+    /// branch reads, in one pass on a GPU. All of one dtype; delta has the shape of self.
+    pub fn add_rms_norm(&self, delta: &Tensor, weight: &Tensor, eps: f64) -> Result<[Tensor; 2]> {
+        same_dtype("rms_norm", self, delta)?;
+        same_dtype("rms_norm", self, weight)?;
+        let d = weight.count();
+        let rows = self.rank() > 0 && weight.shape() == &self.shape()[self.rank() - 1..];
+        if self.shape() != delta.shape() || !rows {
+            let (x, delta, w) = (self.shape(), delta.shape(), weight.shape());
+            let detail = format!("{x:?} + {delta:?}, weight {w:?}: expected [.., d] twice and [d]");
+            return shape_error("rms_norm", detail);
+        }
+        let (x, delta, w) = (
+            self.contiguous()?,
+            delta.contiguous()?,
+            weight.contiguous()?,
+        );
+        let dims = [x.count() / d.max(1), d];
+        let outputs = Storage::add_rms_norm(x.operand(), delta.operand(), w.operand(), dims, eps)?;
+        let [sum, normed] = outputs.map(|y| Tensor::new(y, self.shape()));
+        let function = AddNorm {
+            sum: sum.clone(),
+            weight: w.clone(),
+            dims,
+            eps,
+        };
+        let mut outputs = apply(function, &[&x, &delta, &w], vec![sum, normed]);
+        let normed = outputs.remove(1);
+        Ok([outputs.remove(0), normed])
+    }
+}
+
+/// What [`Tensor::add_rms_norm`] sends back.
+struct AddNorm {
+    sum: Tensor,
+    weight: Tensor,
+    dims: [usize; 2],
+    eps: f64,
+}
+
+impl Function for AddNorm {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+    fn backward(&self, ctx: &Context, grads: &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> {
+        let (sum, w) = (&self.sum, &self.weight);
+        let zero = || sum.zeros_like();
+        let grads = [0, 1].map(|i| grads[i].clone().unwrap_or_else(zero));
+        if ctx.create_graph() {
+            let inputs = [sum, &zero(), w];
+            return recompute(ctx, &inputs, &grads.map(Some), |x| {
+                let sum = x[0].add(&x[1])?;
+                let normed = plain(&sum, &x[2], self.eps)?;
+                Ok(vec![sum, normed])
+            });
+        }
+        let [other, g] = [grads[0].contiguous()?, grads[1].contiguous()?];
+        let [dx, dw] = Storage::add_rms_norm_backward(
+            sum.operand(),
+            w.operand(),
+            g.operand(),
+            other.operand(),
+            self.dims,
+            self.eps,
+        )?;
+        let dx = Tensor::new(dx, sum.shape());
+        Ok(vec![
+            Some(dx.clone()),
+            Some(dx),
+            Some(Tensor::new(dw, w.shape())),
+        ])
     }
 }
 
