@@ -277,6 +277,18 @@ impl Storage {
             Ok(Storage::Cuda(cuda::elementwise::binary(op, (a, la), (b, lb))?)))
     }
 
+    /// Take over the elements of `b`, as many and of one dtype, in place on a GPU.
+    pub fn assign(&mut self, b: &Storage, lb: &Layout) -> Result<()> {
+        match (&mut *self, b) {
+            (Storage::Cuda(a), Storage::Cuda(b)) => cuda::elementwise::assign(a, (b, lb)),
+            (Storage::Cpu(_), Storage::Cpu(_)) => {
+                *self = Storage::copy((b, lb))?;
+                Ok(())
+            }
+            (a, b) => devices_differ("assign", &[a, b]),
+        }
+    }
+
     /// `a += b` in place, both contiguous and of one dtype.
     pub fn add_assign(&mut self, b: &Storage, lb: &Layout) -> Result<()> {
         match (self, b) {

@@ -228,6 +228,25 @@ impl Tensor {
         }
     }
 
+    /// Take over the elements of another tensor of this shape and dtype. On a GPU they are written where this one's
+    /// were, if nobody else holds those.
+    ///
+    /// # Errors
+    /// For another shape, dtype or device, and inside a gradient graph.
+    pub fn assign(&mut self, from: &Tensor) -> Result<()> {
+        same_dtype("assign", self, from)?;
+        if self.shape() != from.shape() {
+            let (to, from) = (self.shape(), from.shape());
+            return shape_error("assign", format!("{from:?} into {to:?}"));
+        }
+        self.own("assign")?;
+        let storage = Arc::get_mut(&mut self.0).and_then(|i| Arc::get_mut(&mut i.storage));
+        match storage {
+            Some(storage) => storage.assign(&from.0.storage, &from.0.layout),
+            None => Err(Error::Custom("assign: the elements are shared".into())),
+        }
+    }
+
     /// Make this the only holder of its elements, row-major, so that they may be changed in place.
     pub(crate) fn own(&mut self, op: &'static str) -> Result<()> {
         if self.0.edge.is_some() {

@@ -224,6 +224,7 @@ impl Context {
 
     /// Wait until everything that was sent to this GPU is done; an index error that a kernel met comes out here.
     pub fn synchronize(&self, op: &'static str) -> Result<()> {
+        self.not_recording(op)?;
         self.enter(op)?;
         // SAFETY: the stream lives as long as the process.
         check(op, unsafe { sys::cuStreamSynchronize(self.stream) })?;

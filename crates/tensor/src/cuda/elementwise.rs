@@ -58,6 +58,14 @@ pub(super) fn packed(op: &'static str, (x, lx): View) -> Result<(u64, Option<Cud
     Ok((y.start(op)?, Some(y)))
 }
 
+/// Copy a view over the whole of y.
+pub fn assign(y: &mut CudaStorage, (x, lx): View) -> Result<()> {
+    const OP: &str = "assign";
+    need(OP, x, y.dtype)?;
+    common(OP, &[y, x])?;
+    place(OP, y, &Layout::contiguous(&lx.shape), (x, lx))
+}
+
 /// Copy a view into a (strided) part of y.
 fn place(op: &'static str, y: &CudaStorage, ly: &Layout, (x, lx): View) -> Result<()> {
     if lx.count() == 0 {

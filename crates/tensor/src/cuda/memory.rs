@@ -3,6 +3,7 @@
 //! before whatever writes it next. In the steady state of a training or decoding loop no driver call is made.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 use cudarc::driver::sys;
 
@@ -23,6 +24,44 @@ pub(super) struct Pool {
     /// Start and bytes of the slab that is being cut.
     slab: (u64, usize),
     usage: Usage,
+    /// Where new memory belongs to while work is being recorded.
+    recording: Option<Arc<Recording>>,
+}
+
+/// Memory of recorded work. A replay writes it again, so it goes back to the pool only when the work and every tensor
+/// in the memory are gone.
+pub(super) struct Recording {
+    context: &'static Context,
+    blocks: Mutex<Blocks>,
+}
+
+#[derive(Default)]
+struct Blocks {
+    free: HashMap<usize, Vec<u64>>,
+    /// Address and size of every block, free or not.
+    all: Vec<(u64, usize)>,
+}
+
+impl Recording {
+    fn blocks<R>(&self, f: impl FnOnce(&mut Blocks) -> R) -> R {
+        f(&mut self.blocks.lock().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    /// Bytes of its blocks.
+    pub(super) fn bytes(&self) -> usize {
+        self.blocks(|b| b.all.iter().map(|(_, size)| size).sum())
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        let blocks = self.blocks(std::mem::take);
+        self.context.with_pool(|p| {
+            for (address, size) in blocks.all {
+                p.give(address, size);
+            }
+        });
+    }
 }
 
 /// Bytes and driver calls of a GPU's tensors.
@@ -95,6 +134,13 @@ impl Pool {
         }
     }
 
+    /// Put a block back that was in use.
+    fn give(&mut self, address: u64, size: usize) {
+        self.usage.live -= size;
+        self.usage.idle += size;
+        self.free.entry(size).or_default().push(address);
+    }
+
     fn take(&mut self, size: usize) -> Result<u64, sys::CUresult> {
         if let Some(p) = self.free.get_mut(&size).and_then(Vec::pop) {
             self.usage.idle -= size;
@@ -125,16 +171,22 @@ pub(super) struct Block {
     /// Its address; 0 if it has no bytes.
     pub(super) address: u64,
     size: usize,
+    /// The recorded work that it belongs to.
+    home: Option<Arc<Recording>>,
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if self.size > 0 {
-            self.context.with_pool(|p| {
-                p.usage.live -= self.size;
-                p.usage.idle += self.size;
-                p.free.entry(self.size).or_default().push(self.address);
-            });
+        if self.size == 0 {
+            return;
+        }
+        match &self.home {
+            Some(home) => home.blocks(|b| b.free.entry(self.size).or_default().push(self.address)),
+            // What recorded work may read is not handed out again while the work can be replayed.
+            None => self.context.with_pool(|p| match &p.recording {
+                Some(recording) => recording.blocks(|b| b.all.push((self.address, self.size))),
+                None => p.give(self.address, self.size),
+            }),
         }
     }
 }
@@ -152,6 +204,7 @@ impl Context {
             context: self,
             address: 0,
             size: 0,
+            home: None,
         };
         if bytes == 0 {
             return Ok(block);
@@ -160,9 +213,19 @@ impl Context {
             return device_error(op, format!("{bytes} bytes are more than any GPU has"));
         };
         self.enter(op)?;
+        block.home = self.with_pool(|p| p.recording.clone());
+        let reused = block
+            .home
+            .as_ref()
+            .and_then(|home| home.blocks(|b| b.free.get_mut(&size).and_then(Vec::pop)));
+        if let Some(address) = reused {
+            (block.address, block.size) = (address, size);
+            self.poison(op, &block)?;
+            return Ok(block);
+        }
         let first = self.with_pool(|p| p.take(size));
         let got = match first {
-            Err(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
+            Err(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) if block.home.is_none() => {
                 // SAFETY: the stream lives as long as the process.
                 check(op, unsafe { sys::cuStreamSynchronize(self.stream) })?;
                 self.with_pool(|p| {
@@ -179,6 +242,9 @@ impl Context {
                     p.usage.peak = p.usage.peak.max(p.usage.live);
                 });
                 (block.address, block.size) = (p, size);
+                if let Some(home) = &block.home {
+                    home.blocks(|b| b.all.push((p, size)));
+                }
             }
             Err(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
                 let live = self.with_pool(|p| p.usage.live);
@@ -196,13 +262,42 @@ impl Context {
             }
             Err(failed) => check(op, failed)?,
         }
-        if crate::memory::poisoned() {
-            // SAFETY: the block is at least `size` bytes and no tensor has it yet.
-            check(op, unsafe {
-                sys::cuMemsetD8Async(block.address, 0xff, size, self.stream)
-            })?;
-        }
+        self.poison(op, &block)?;
         Ok(block)
+    }
+
+    /// Fill a new block with NaN where tests ask for that.
+    fn poison(&self, op: &'static str, block: &Block) -> Result<()> {
+        if !crate::memory::poisoned() {
+            return Ok(());
+        }
+        // SAFETY: the block is at least `size` bytes and no tensor has it yet.
+        check(op, unsafe {
+            sys::cuMemsetD8Async(block.address, 0xff, block.size, self.stream)
+        })
+    }
+
+    /// Let new memory belong to work that is being recorded.
+    pub(super) fn start_recording(&'static self, op: &'static str) -> Result<Arc<Recording>> {
+        let memory = Arc::new(Recording {
+            context: self,
+            blocks: Mutex::default(),
+        });
+        self.with_pool(|p| match p.recording {
+            Some(_) => device_error(op, "something is being recorded already"),
+            None => {
+                p.recording = Some(memory.clone());
+                Ok(memory)
+            }
+        })
+    }
+
+    pub(super) fn stop_recording(&self) {
+        self.with_pool(|p| p.recording = None);
+    }
+
+    pub(super) fn is_recording(&self) -> bool {
+        self.with_pool(|p| p.recording.is_some())
     }
 }
 

@@ -9,6 +9,7 @@ mod context;
 pub(crate) mod elementwise;
 mod fault;
 pub(crate) mod fused;
+mod graph;
 pub(crate) mod index;
 mod launch;
 pub(crate) mod linalg;
@@ -28,6 +29,7 @@ mod transfer;
 mod walk;
 
 pub use context::{Context, context, count, ready};
+pub use graph::Graph;
 pub use launch::Launch;
 pub use modules::Grid;
 pub use profile::{Line, profile};

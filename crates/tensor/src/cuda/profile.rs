@@ -44,7 +44,7 @@ impl Context {
         kernel: &'static str,
         send: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        if !self.spans.on.load(Relaxed) {
+        if !self.spans.on.load(Relaxed) || self.is_recording() {
             return send();
         }
         let start = self.record()?;

@@ -64,6 +64,7 @@ impl Context {
         if data.is_empty() {
             return Ok(());
         }
+        self.not_recording(op)?;
         self.with_staging(op, |s| {
             for (i, part) in data.chunks(CHUNK).enumerate() {
                 s.turn = (s.turn + 1) % BUFFERS;
@@ -87,6 +88,7 @@ impl Context {
 
     /// Copy bytes from `address` to the host, after everything sent to the GPU before.
     pub(super) fn download(&self, op: &'static str, address: u64, data: &mut [u8]) -> Result<()> {
+        self.not_recording(op)?;
         if data.is_empty() {
             return self.synchronize(op);
         }
