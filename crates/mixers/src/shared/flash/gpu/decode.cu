@@ -12,7 +12,8 @@
 #define ROWS 16
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    decode(T* o, float* lse, const T* q, const T* k, const T* v, Call call, Split split, float scale) {
+    decode(T* o, float* lse, Softmax* parts_out, float* sums_out, const T* q, const T* k, const T* v, Call call,
+           Split split, float scale) {
     extern __shared__ u128 memory[];
     __shared__ int stands[STAGES][BN];
     __shared__ Softmax parts[WARPS][ROWS];
@@ -124,6 +125,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     sums[(warp * ROWS + row) * HEAD_DIM + d * 8 + lane % 4 * 2 + e] = out[d][2 * half + e];
         }
         __syncthreads();
-        finish<ROWS>(o, lse, call, split, unit, part, first_row, WARPS, parts[0], sums);
+        finish<ROWS, WARPS>(o, lse, parts_out, sums_out, call, split, unit, part, first_row, parts[0], sums);
     }
 }

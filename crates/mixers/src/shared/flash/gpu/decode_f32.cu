@@ -8,7 +8,8 @@
 #define AHEAD 2
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    decode(T* o, float* lse, const T* q, const T* k, const T* v, Call call, Split split, float scale) {
+    decode(T* o, float* lse, Softmax* parts_out, float* sums_out, const T* q, const T* k, const T* v, Call call,
+           Split split, float scale) {
     extern __shared__ u128 memory[];
     __shared__ Softmax parts[TEAMS][ROWS];
     const int team = threadIdx.x / LANES, d0 = threadIdx.x % LANES * 8;
@@ -74,6 +75,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             for (int e = 0; e < 8; e++) sums[(team * ROWS + r) * HEAD_DIM + d0 + e] = out[r][e];
         }
         __syncthreads();
-        finish<ROWS>(o, lse, call, split, unit, part, first_row, TEAMS, parts[0], sums);
+        finish<ROWS, TEAMS>(o, lse, parts_out, sums_out, call, split, unit, part, first_row, parts[0], sums);
     }
 }
