@@ -1,44 +1,8 @@
-// Attention, backward, from the forward's o and lse. With p = exp(scale q k^T - lse), 0 where a key is not visible:
-//
-//   delta_t = sum_d do_t o_t - dlse_t                ds = p (do v^T - delta)
-//   dv = p^T do      dk = scale ds^T q               dq = scale ds k
-//
-// `statistics` stores lse log2 e beside delta. `key_gradients` has BN keys of a key head and walks over the queries of
-// all its heads; `query_gradients` has BM queries and walks over the keys. Each computes p anew: adding dq up across
-// blocks of keys would need atomics (whose order changes) or waiting.
+// Gradients on any GPU with tensor cores for bf16: see `statistics.cu`.
 
 #define WARPS (THREADS / 32)
 
 extern __shared__ u128 memory[];
-
-struct alignas(8) Statistics {
-    float log, delta;
-};
-
-// One warp for a row (b, t, h).
-extern "C" __global__ void __launch_bounds__(THREADS)
-    statistics(Statistics* out, const bf16* o, const bf16* dout, const float* lse, const float* dlse, Call call) {
-    const u64 rows = call.batch * call.queries * call.heads;
-    const int lane = threadIdx.x % 32;
-    for (u64 row = thread_index() / 32; row < rows; row += thread_count() / 32) {
-        float sum = 0;
-#pragma unroll
-        for (int i = lane * 2; i < HEAD_DIM; i += 64) {
-            const Vec<bf16, 2> x = *(const Vec<bf16, 2>*)(o + row * HEAD_DIM + i);
-            const Vec<bf16, 2> y = *(const Vec<bf16, 2>*)(dout + row * HEAD_DIM + i);
-            sum += up(x.v[0]) * up(y.v[0]) + up(x.v[1]) * up(y.v[1]);
-        }
-        sum = combine<32>(sum, [](float x, float y) { return x + y; });
-        if (lane == 0) {
-            const u64 h = row % call.heads, t = row / call.heads % call.queries, b = row / call.heads / call.queries;
-            const u64 at = (b * call.heads + h) * call.queries + t;
-            const float log = lse[at];
-            // A query that sees nothing has weights 2^(-inf - inf) = 0.
-            out[at].log = log == negative_infinity<float>() ? -log : log * LOG2E;
-            out[at].delta = sum - (dlse ? dlse[at] : 0.0f);
-        }
-    }
-}
 
 // ---- dk and dv ----
 
@@ -90,7 +54,7 @@ __device__ inline void key_gradients(bf16* dk, bf16* dv, const bf16* q, const bf
             load_rows<BQ>(stage + BQ * ROW_BYTES, dout + base, q_stride, t0, real);
             if (threadIdx.x < BQ) {
                 const int t = t0 + threadIdx.x;
-                const Statistics* from = statistics + (b * call.heads + h) * call.queries;
+                const Statistics* from = statistics + (b * call.heads + h) * statistics_rows(call);
                 copy8(shared_address(&rows[i % STAGES][threadIdx.x]), from + (real(t) ? t : 0), real(t));
             }
         };
@@ -271,7 +235,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int t = min(t0 + r0 + 16 * m + 8 * half + lane / 4, t1);
-                row[m][half] = statistics[item.pair * call.queries + t];
+                row[m][half] = statistics[item.pair * statistics_rows(call) + t];
             }
 
         float sum[BLOCKS][HEAD_DIM / 8][4] = {};

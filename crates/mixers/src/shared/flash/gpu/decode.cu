@@ -22,8 +22,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const u64 k_stride = call.kv_heads * HEAD_DIM, chunks = (split.rows + ROWS - 1) / ROWS;
     const float c = scale * LOG2E;
     for (u64 n = blockIdx.x; n < call.batch * call.kv_heads * chunks * split.splits; n += gridDim.x) {
-        const u64 part = n % split.splits, unit = n / split.splits / chunks;
-        const u64 first_row = n / split.splits % chunks * ROWS, b = unit / call.kv_heads, g = unit % call.kv_heads;
+        // Blocks that read the same keys are neighbours.
+        const u64 first_row = n % chunks * ROWS, part = n / chunks % split.splits, unit = n / chunks / split.splits;
+        const u64 b = unit / call.kv_heads, g = unit % call.kv_heads;
         const View view(call, b);
         const KeyTiles<BN> tiles(view, 0, view.queries - 1);
         const int begin = (int)(tiles.count * part / split.splits);

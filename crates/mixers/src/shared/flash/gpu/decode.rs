@@ -31,8 +31,8 @@ pub static KERNELS_F32: Source = Source {
 
 const OP: &str = "attention";
 
-/// Blocks that keep a large GPU's memory busy: four for each of 132 multiprocessors.
-const BLOCKS: usize = 528;
+/// Blocks that keep a large GPU's memory busy: two for each of 132 multiprocessors.
+const BLOCKS: usize = 264;
 /// Keys that are worth a block.
 const LEAST_KEYS: usize = 256;
 
