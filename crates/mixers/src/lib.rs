@@ -27,6 +27,10 @@ pub static KERNELS: &[&weft_tensor::cuda::Source] = &[
     &shared::cache_rows::KERNELS,
     &shared::delta_rule::step_gpu::KERNELS,
     &shared::rope_gpu::KERNELS,
+    &shared::flash::gpu::FORWARD,
+    &shared::flash::gpu::BACKWARD,
+    &shared::flash::gpu::DECODE,
+    &shared::flash::gpu::DECODE_F32,
 ];
 
 pub use error::{Error, Result};

@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::mixer::{Call, Form, Mixer};
 use crate::params::Scope;
 use crate::registry::{Entry, Options};
+use crate::shared::flash::gpu;
 use crate::shared::flash::op::{KeyPositions, Visibility, attend, plain};
 use crate::shared::heads::{Heads, HeadsConfig};
 use crate::state::State;
@@ -107,15 +108,22 @@ impl Mixer for Attention {
     }
 
     fn plan(&self, tokens: usize, training: bool) -> (Form, String) {
+        let on_gpu = self.heads.device() != weft_tensor::Device::Cpu;
         if tokens == 1 && !training {
+            let how = match on_gpu {
+                true => gpu::plan(self.heads.head_dim, tokens, training),
+                false => "the cache read once".into(),
+            };
             return (
                 Form::Step,
-                "one token: appended to the cache in place, the cache read once".into(),
+                format!("one token: appended to the cache in place, {how}"),
             );
         }
-        if self.heads.device() != weft_tensor::Device::Cpu {
-            let why = "whole matrices of scores, masked: this GPU kernel is yet to be written";
-            return (Form::Chunk, why.into());
+        if on_gpu {
+            return (
+                Form::Chunk,
+                gpu::plan(self.heads.head_dim, tokens, training),
+            );
         }
         let why =
             "tiles of 64 keys by 16 queries with an online softmax; scores never leave the tile";

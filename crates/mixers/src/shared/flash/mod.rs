@@ -33,6 +33,7 @@ pub mod block;
 mod composed;
 mod decode;
 mod forward;
+pub mod gpu;
 mod mask;
 pub mod op;
 #[cfg(test)]

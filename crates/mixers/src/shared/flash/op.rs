@@ -6,7 +6,7 @@ use weft_tensor::{
     Buffer, Context, DType, Device, Function, Real, Stored, Tensor, apply, recompute,
 };
 
-use super::{Dims, Gradients, Keys, Mask, backward, composed, forward};
+use super::{Dims, Gradients, Keys, Mask, backward, composed, forward, gpu};
 use crate::error::{Error, Result};
 
 /// [`Mask`] with its positions owned, as a graph must keep them.
@@ -60,34 +60,26 @@ impl Visibility {
     }
 }
 
-fn dims_of(q: &Tensor, k: &Tensor, v: &Tensor, sees: &Visibility) -> Result<Dims> {
-    let bad = || {
-        let (q, k, v) = (q.shape(), k.shape(), v.shape());
-        let detail = format!(
-            "q {q:?}, k {k:?}, v {v:?}: expected [B, T, Hq, D], [B, S, Hkv, D], [B, S, Hkv, Dv], Hq a multiple of Hkv"
-        );
-        Error::Tensor(weft_tensor::Error::Shape {
-            op: "attention",
-            detail,
-        })
-    };
+fn misfit(q: &Tensor, k: &Tensor, v: &Tensor) -> Error {
+    let (q, k, v) = (q.shape(), k.shape(), v.shape());
+    let detail = format!(
+        "q {q:?}, k {k:?}, v {v:?}: expected [B, T, Hq, D], [B, S, Hkv, D], [B, S, Hkv, Dv], Hq a multiple of Hkv"
+    );
+    Error::Tensor(weft_tensor::Error::Shape {
+        op: "attention",
+        detail,
+    })
+}
+
+fn sizes_of(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Dims> {
     let (&[batch, queries, heads, dim], &[b, keys, kv_heads, d], &[b2, s2, h2, value_dim]) =
         (q.shape(), k.shape(), v.shape())
     else {
-        return Err(bad());
-    };
-    let positions = match &sees.keys {
-        KeyPositions::Range(start) => start.len() == batch,
-        KeyPositions::Slots(slots) => slots.len() == batch * keys,
+        return Err(misfit(q, k, v));
     };
     let same = (b, b2, s2, h2, d) == (batch, batch, keys, kv_heads, dim);
-    if !same
-        || !positions
-        || sees.query_start.len() != batch
-        || kv_heads == 0
-        || !heads.is_multiple_of(kv_heads)
-    {
-        return Err(bad());
+    if !same || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        return Err(misfit(q, k, v));
     }
     Ok(Dims {
         batch,
@@ -98,6 +90,18 @@ fn dims_of(q: &Tensor, k: &Tensor, v: &Tensor, sees: &Visibility) -> Result<Dims
         dim,
         value_dim,
     })
+}
+
+fn dims_of(q: &Tensor, k: &Tensor, v: &Tensor, sees: &Visibility) -> Result<Dims> {
+    let dims = sizes_of(q, k, v)?;
+    let positions = match &sees.keys {
+        KeyPositions::Range(start) => start.len() == dims.batch,
+        KeyPositions::Slots(slots) => slots.len() == dims.batch * dims.keys,
+    };
+    if !positions || sees.query_start.len() != dims.batch {
+        return Err(misfit(q, k, v));
+    }
+    Ok(dims)
 }
 
 /// o and lse by the definition, with all T x S scores in memory. A key that no query sees may hold anything.
@@ -146,7 +150,8 @@ pub fn plain(
     Ok((out.contiguous()?, scores.logsumexp(-1, false)?))
 }
 
-/// o and lse by tiles, or on a GPU by products of whole matrices. bf16 is computed in f32; lse is f32 then.
+/// o and lse by tiles; on a GPU by [`gpu`](super::gpu) where it has a kernel, or else by products of whole matrices. lse
+/// of bf16 is f32; without a kernel bf16 is computed in f32.
 pub fn attend(
     q: &Tensor,
     k: &Tensor,
@@ -156,6 +161,11 @@ pub fn attend(
 ) -> Result<(Tensor, Tensor)> {
     let dims = dims_of(q, k, v, sees)?;
     let dtype = q.dtype();
+    if q.device() != Device::Cpu
+        && let Some(outputs) = gpu::attend(&dims, [q, k, v], sees, scale)?
+    {
+        return Ok(outputs);
+    }
     if !matches!(dtype, DType::F32 | DType::F64) {
         let [q, k, v] = [q, k, v].map(|x| x.to_dtype(DType::F32));
         let (o, lse) = attend(&q?, &k?, &v?, sees, scale)?;
@@ -183,6 +193,34 @@ pub fn attend(
         (Some(o), Some(lse)) => Ok((o, lse)),
         _ => Err(Error::config("attention", "the graph lost an output")),
     }
+}
+
+/// o and lse of a few queries, without gradients, at positions that the GPU holds: the launch is the same for every
+/// position, so that a captured graph of it can be replayed while they advance.
+///
+/// # Errors
+/// If no kernel takes such a call: heads of other sizes, more than [`gpu::FEW_QUERIES`] queries, other dtypes.
+pub fn attend_at(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    places: &gpu::Places,
+    scale: f64,
+) -> Result<(Tensor, Tensor)> {
+    let dims = sizes_of(q, k, v)?;
+    let slots = if places.slots { dims.keys } else { 1 };
+    let fits = |place: &gpu::Place, per_sequence: usize| match place {
+        gpu::Place::Same(_) => per_sequence == 1,
+        gpu::Place::Each(list) => list.count() == dims.batch * per_sequence,
+    };
+    if !fits(&places.query_start, 1) || !fits(&places.keys, slots) {
+        let detail = format!(
+            "positions do not fit {} sequences of {} keys",
+            dims.batch, dims.keys
+        );
+        return Err(Error::config("attention", detail));
+    }
+    Ok(gpu::attend_few(&dims, [q, k, v], places, scale)?)
 }
 
 /// o and lse by products of whole matrices.
