@@ -130,6 +130,15 @@ pub trait Mixer: Send + Sync {
     /// The form that [`Mixer::forward`] takes for a number of tokens, and why, in one short sentence.
     fn plan(&self, tokens: usize, training: bool) -> (Form, String);
 
+    /// Whether one token on a GPU can be recorded and run again, reading positions from [`State::clock`] and writing the
+    /// state's tensors where they are: the position that this state has room for, exclusively. `None`: it cannot.
+    ///
+    /// # Errors
+    /// When the state is another mixer's.
+    fn room(&self, _state: &State) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
     /// Bytes of the state of one sequence after `tokens` tokens, for activations of a dtype: equal to
     /// [`State::bytes`] of a state that was filled without gradients.
     fn state_bytes(&self, tokens: usize, dtype: DType) -> usize;

@@ -96,7 +96,8 @@ impl State {
             .ok_or_else(|| Error::state(&self.mixer, format!("has no tensor {name:?}")))
     }
 
-    /// Put a tensor in, replacing one of that name. Its first axis must be the batch.
+    /// Put a tensor in, replacing one of that name; under a clock its elements replace those of the old one, where they
+    /// are. Its first axis must be the batch.
     pub fn put(&mut self, name: &str, tensor: Tensor) -> Result<()> {
         if tensor.shape().first() != Some(&self.batch()) {
             let detail = format!(
@@ -106,7 +107,12 @@ impl State {
             );
             return Err(Error::state(&self.mixer, detail));
         }
-        self.tensors.insert(name.into(), tensor);
+        match (self.tensors.get_mut(name), &self.clock) {
+            (Some(old), Some(_)) => old.assign(&tensor)?,
+            _ => {
+                self.tensors.insert(name.into(), tensor);
+            }
+        }
         Ok(())
     }
 

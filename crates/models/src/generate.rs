@@ -8,6 +8,7 @@ use serde::Serialize;
 use weft_mixers::Call;
 use weft_tensor::{DType, Tensor, no_grad};
 
+use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::folder::check_vocabulary;
 use crate::lm::LanguageModel;
@@ -250,8 +251,14 @@ impl<'a> Session<'a> {
         let mut output = Output::new(self.tokenizer, settings, on_text);
         let prompt_tokens = self.ids.len();
         let (mut logprobs, mut first) = (Vec::new(), begin.elapsed());
+        self.prefill()?;
+        let mut decoder = Decoder::new(self.model, &mut self.state);
         let finish = loop {
-            self.prefill()?;
+            if let Some(&id) = self.ids.get(self.processed) {
+                let logits = decoder.step(&[i64::from(id)])?;
+                self.logits = logits.to_dtype(DType::F32)?.to_vec()?;
+                self.processed += 1;
+            }
             let choice = sampler.sample(&self.logits[..self.tokenizer.vocab_size()])?;
             sampler.observe(&[choice.id]);
             self.ids.push(choice.id);

@@ -7,6 +7,7 @@
 pub mod block;
 pub mod blueprint;
 pub mod config;
+pub mod decoder;
 pub mod embedding;
 pub mod error;
 pub mod explain;
@@ -23,6 +24,7 @@ mod stop;
 pub mod tokenizer;
 
 pub use config::Config;
+pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use explain::{Explanation, explain};
 pub use generate::{Finish, Generation, Session, Settings};

@@ -308,7 +308,7 @@ impl LanguageModel {
 
     /// Check that ids are [B, T] of i64 and, where valid, inside the vocabulary. Ids on a GPU are not waited for: a
     /// bad one is an error at the next wait.
-    fn check_ids(&self, ids: &Tensor, lengths: Option<&[usize]>) -> Result<[usize; 2]> {
+    pub(crate) fn check_ids(&self, ids: &Tensor, lengths: Option<&[usize]>) -> Result<[usize; 2]> {
         let &[b, t] = ids.shape() else {
             let s = ids.shape();
             return Err(Error::Input(format!(

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use weft_mixers::{State, state_file};
-use weft_tensor::Device;
+use weft_tensor::{Device, cuda};
 
 use crate::error::{Error, Result};
 use crate::lm::LanguageModel;
@@ -30,6 +30,14 @@ impl ModelState {
 
     pub(crate) fn layers_mut(&mut self) -> &mut [State] {
         &mut self.layers
+    }
+
+    /// Where its tensors lie on a GPU.
+    pub(crate) fn addresses(&self) -> Result<Vec<u64>> {
+        let tensors = self.layers.iter().flat_map(State::tensors);
+        Ok(tensors
+            .map(|(_, t)| cuda::address(t))
+            .collect::<Result<_, _>>()?)
     }
 
     /// Number of sequences.

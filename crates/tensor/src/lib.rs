@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod fuse;
 pub mod layout;
 pub mod memory;
 pub mod ops;

@@ -5,7 +5,7 @@ use weft_tensor::Tensor;
 
 use super::in_place;
 use crate::error::Result;
-use crate::shared::cache_rows::write_rows;
+use crate::shared::cache_rows::{Starts, write_rows};
 use crate::state::State;
 
 /// Slots for a number of tokens: a power of two, at least 64, so that growth costs little per token.
@@ -17,7 +17,8 @@ pub fn capacity(tokens: usize) -> usize {
     }
 }
 
-/// Put k and v [B, T, Hkv, D] of the tokens after `starts` into the state; returns the whole cache.
+/// Put k and v [B, T, Hkv, D] of the tokens after `starts` into the state; returns the whole cache. Under a clock its
+/// places are those of the clock, and must exist.
 pub fn append(
     state: &mut State,
     starts: &[usize],
@@ -30,6 +31,12 @@ pub fn append(
 }
 
 fn extend(state: &mut State, name: &str, starts: &[usize], new: &Tensor) -> Result<Tensor> {
+    if let Some(clock) = state.clock().cloned() {
+        let mut cache = state.take(name)?;
+        write_rows(&mut cache, Starts::Gpu(&clock), new)?;
+        state.put(name, cache.clone())?;
+        return Ok(cache);
+    }
     let tokens = new.dim(1)?;
     let longest = starts.iter().copied().max().unwrap_or(0);
     let slots = capacity(longest + tokens);
@@ -59,7 +66,7 @@ fn written(old: Tensor, starts: &[usize], new: &Tensor, slots: usize) -> Result<
         return Ok(new.contiguous()?);
     }
     let mut cache = grown(old, slots)?;
-    write_rows(&mut cache, starts, new)?;
+    write_rows(&mut cache, Starts::Host(starts), new)?;
     Ok(cache)
 }
 

@@ -18,7 +18,7 @@ use crate::mixer::{Call, Form, Mixer};
 use crate::params::Scope;
 use crate::registry::{Entry, Options};
 use crate::shared::flash::gpu;
-use crate::shared::flash::op::{KeyPositions, Visibility, attend, plain};
+use crate::shared::flash::op::{KeyPositions, Visibility, attend, attend_at, plain};
 use crate::shared::heads::{Heads, HeadsConfig};
 use crate::state::State;
 
@@ -83,12 +83,12 @@ impl Mixer for Attention {
             window: None,
             sinks: 0,
         };
-        let run = if call.form == Some(Form::Reference) {
-            plain
-        } else {
-            attend
+        let scale = self.heads.scale();
+        let (o, _) = match (state.clock(), call.form) {
+            (Some(clock), _) => attend_at(&p.q, &k, &v, &gpu::Places::at(clock), scale)?,
+            (None, Some(Form::Reference)) => plain(&p.q, &k, &v, &sees, scale)?,
+            (None, _) => attend(&p.q, &k, &v, &sees, scale)?,
         };
-        let (o, _) = run(&p.q, &k, &v, &sees, self.heads.scale())?;
         drop((k, v));
         state.advance(&call.tokens(b, t));
         call.zero_padding(&self.heads.output(&o, p.gate.as_ref())?)
@@ -128,6 +128,10 @@ impl Mixer for Attention {
         let why =
             "tiles of 64 keys by 16 queries with an online softmax; scores never leave the tile";
         (Form::Chunk, why.into())
+    }
+
+    fn room(&self, state: &State) -> Result<Option<usize>> {
+        Ok(Some(state.get("k")?.dim(1)?))
     }
 
     fn state_bytes(&self, tokens: usize, dtype: DType) -> usize {

@@ -17,8 +17,9 @@ use crate::error::{Error, Result};
 use crate::mixer::{Call, Form, Mixer};
 use crate::params::Scope;
 use crate::registry::{Entry, Options};
+use crate::shared::cache_rows::{self, Starts};
 use crate::shared::flash::gpu;
-use crate::shared::flash::op::{KeyPositions, Visibility, attend, plain};
+use crate::shared::flash::op::{KeyPositions, Visibility, attend, attend_at, plain};
 use crate::shared::heads::{Heads, HeadsConfig};
 use crate::state::State;
 use ring::Ring;
@@ -149,7 +150,18 @@ impl Mixer for SlidingWindow {
             .iter()
             .any(|t| t.is_tracked());
         let step = t == 1 && call.form != Some(Form::Reference) && !(tracked && grad_enabled());
-        let o = if step && lengths.iter().all(|&n| n == 1) {
+        let o = if let Some(clock) = state.clock().cloned() {
+            let [slot, positions] = cache_rows::ring(&clock, self.ring.window, self.ring.sinks)?;
+            let (k, v) = self.ring.write_at(state, Starts::Gpu(&slot), &p.k, &p.v)?;
+            let places = gpu::Places {
+                query_start: gpu::Place::Each(clock),
+                keys: gpu::Place::Each(positions),
+                slots: true,
+                window: Some(self.ring.window as i64),
+                sinks: self.ring.sinks as i64,
+            };
+            attend_at(&p.q, &k, &v, &places, self.heads.scale())?.0
+        } else if step && lengths.iter().all(|&n| n == 1) {
             let (k, v) = self.ring.write_one(state, &starts, &p.k, &p.v)?;
             let after: Vec<usize> = starts.iter().map(|s| s + 1).collect();
             let keys = KeyPositions::Slots(self.ring.positions(&after));
@@ -215,6 +227,10 @@ impl Mixer for SlidingWindow {
             Form::Chunk,
             "tiles of 64 keys by 16 queries; tiles outside the window are skipped".into(),
         )
+    }
+
+    fn room(&self, _: &State) -> Result<Option<usize>> {
+        Ok(Some(usize::MAX))
     }
 
     fn state_bytes(&self, _tokens: usize, dtype: DType) -> usize {

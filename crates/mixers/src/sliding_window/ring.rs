@@ -3,7 +3,7 @@
 use weft_tensor::Tensor;
 
 use crate::error::Result;
-use crate::shared::cache_rows::write_rows;
+use crate::shared::cache_rows::{Starts, write_rows};
 use crate::state::State;
 
 /// `sinks` fixed slots, then a ring of `window` slots.
@@ -65,9 +65,20 @@ impl Ring {
         v: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
         let slots: Vec<usize> = starts.iter().map(|&s| self.slot(s)).collect();
+        self.write_at(state, Starts::Host(&slots), k, v)
+    }
+
+    /// The same, into given slots.
+    pub fn write_at(
+        &self,
+        state: &mut State,
+        slots: Starts,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         let mut write = |name: &str, new: &Tensor| -> Result<Tensor> {
             let mut ring = state.take(name)?;
-            write_rows(&mut ring, &slots, new)?;
+            write_rows(&mut ring, slots, new)?;
             state.put(name, ring.clone())?;
             Ok(ring)
         };

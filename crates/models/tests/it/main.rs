@@ -1,5 +1,6 @@
 //! Language models through their public interface: states, losses, folders, generation.
 
+mod decoder;
 mod folder;
 mod generate;
 mod lm;

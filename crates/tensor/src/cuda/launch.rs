@@ -22,6 +22,14 @@ use crate::error::{Result, dtype_error, shape_error};
 use crate::storage::{Device, Storage};
 use crate::tensor::Tensor;
 
+/// The address of a tensor's first element. Errors if it is not on a GPU.
+pub fn address(x: &Tensor) -> Result<u64> {
+    match x.operand() {
+        (Storage::Cuda(s), layout) => s.at("address", layout),
+        (other, _) => device_error("address", format!("a tensor lives on {}", other.device())),
+    }
+}
+
 /// Most bytes of all parameters of a kernel.
 const MOST_BYTES: usize = 4096;
 

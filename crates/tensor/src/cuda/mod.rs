@@ -8,6 +8,7 @@ mod blas;
 mod context;
 pub(crate) mod elementwise;
 mod fault;
+pub(crate) mod fuse;
 pub(crate) mod fused;
 mod graph;
 pub(crate) mod index;
@@ -30,7 +31,7 @@ mod walk;
 
 pub use context::{Context, context, count, ready};
 pub use graph::Graph;
-pub use launch::Launch;
+pub use launch::{Launch, address};
 pub use modules::Grid;
 pub use profile::{Line, profile};
 pub use source::{Source, Type, Variant};

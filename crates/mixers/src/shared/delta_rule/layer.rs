@@ -450,6 +450,12 @@ impl Mixer for DeltaLayer {
         (Form::Chunk, format!("chunks of {CHUNK} tokens{why}"))
     }
 
+    fn room(&self, _: &State) -> Result<Option<usize>> {
+        let h = &self.heads;
+        let fits = step_gpu::fits(h.key_dim, h.value_dim, DType::F32);
+        Ok(fits.then_some(usize::MAX))
+    }
+
     fn state_bytes(&self, _tokens: usize, dtype: DType) -> usize {
         let h = &self.heads;
         h.value_heads * h.key_dim * h.value_dim * state_dtype(dtype).size()

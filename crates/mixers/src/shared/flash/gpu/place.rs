@@ -57,6 +57,17 @@ pub struct Places {
 }
 
 impl Places {
+    /// One query for each sequence, at the clock [B], over keys from position 0 on.
+    pub fn at(clock: &Tensor) -> Places {
+        Places {
+            query_start: Place::Each(clock.clone()),
+            keys: Place::Same(0),
+            slots: false,
+            window: None,
+            sinks: 0,
+        }
+    }
+
     /// Sends lists of positions to the GPU, where sequences differ or keys are slots.
     pub fn of(sees: &Visibility, device: &Device) -> Result<Places> {
         let (keys, slots) = match &sees.keys {
