@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use weft_tensor::{Device, Tensor};
 
 use super::MAX_CHANNELS;
-use super::norm::RmsNorm;
+use super::norm::{RmsNorm, sigmoid_mul};
 use super::rope::{Layout, Rotary};
 use crate::error::{Error, Result};
 use crate::params::{Init, Linear, Scope};
@@ -223,7 +223,7 @@ impl Heads {
     pub fn output(&self, o: &Tensor, gate: Option<&Tensor>) -> Result<Tensor> {
         let o = o.flatten(2, 3)?;
         match gate {
-            Some(gate) => self.o_proj.forward(&o.mul(&gate.sigmoid()?)?),
+            Some(gate) => self.o_proj.forward(&sigmoid_mul(gate, &o)?),
             None => self.o_proj.forward(&o),
         }
     }

@@ -1,4 +1,4 @@
-//! RMSNorm as a layer, in the variants that checkpoints use.
+//! RMSNorm as a layer, in the variants that checkpoints use, and the gate that often follows it.
 
 use weft_tensor::{DType, Tensor};
 
@@ -50,4 +50,11 @@ impl RmsNorm {
     pub fn after_adding(&self, x: &Tensor, branch: &Tensor) -> Result<[Tensor; 2]> {
         Ok(x.add_rms_norm(branch, &self.gain(x.dtype())?, self.eps)?)
     }
+}
+
+/// x sigmoid(gate), an output gate: both of one shape, in the dtype of x.
+pub fn sigmoid_mul(gate: &Tensor, x: &Tensor) -> Result<Tensor> {
+    Ok(Tensor::fused("gate", &[gate, x], x.dtype(), |v| {
+        v[0].sigmoid() * v[1].clone()
+    })?)
 }

@@ -15,11 +15,14 @@ use weft_tensor::{
 /// Rows in a piece of work; partial sums are added piece by piece, so results do not depend on the threads.
 const PIECE: usize = 64;
 
-/// Log decays g of f's shape. All three of one dtype, f32 or f64; `dt_bias` and `a_log` without other axes than
+/// Log decays g of f's shape. All three of one dtype, f32 or f64, but f may be bf16 on a GPU; `dt_bias` and `a_log` without other axes than
 /// those of f from the third on (`a_log`: the third).
 pub fn log_decay(f: &Tensor, dt_bias: &Tensor, a_log: &Tensor) -> Result<Tensor> {
     if f.device() != Device::Cpu {
-        return plain(f, dt_bias, a_log);
+        let rate = spread(&a_log.exp()?, f)?;
+        return Tensor::fused("log_decay", &[f, dt_bias, &rate], a_log.dtype(), |v| {
+            -((v[0].clone() + v[1].clone()).softplus() * v[2].clone())
+        });
     }
     match f.dtype() {
         DType::F64 => run::<f64>(f, dt_bias, a_log),
@@ -28,11 +31,16 @@ pub fn log_decay(f: &Tensor, dt_bias: &Tensor, a_log: &Tensor) -> Result<Tensor>
 }
 
 fn plain(f: &Tensor, dt_bias: &Tensor, a_log: &Tensor) -> Result<Tensor> {
-    let mut rate = a_log.exp()?.neg()?;
-    if f.rank() == 4 {
-        rate = rate.unsqueeze(-1)?;
-    }
+    let rate = spread(&a_log.exp()?.neg()?, f)?;
     f.add(dt_bias)?.softplus()?.mul(&rate)
+}
+
+/// A number for each head beside f.
+pub fn spread(rate: &Tensor, f: &Tensor) -> Result<Tensor> {
+    match f.rank() {
+        4 => rate.unsqueeze(-1),
+        _ => Ok(rate.clone()),
+    }
 }
 
 /// -exp(A_log), repeated for each channel of its head.

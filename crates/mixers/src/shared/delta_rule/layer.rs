@@ -14,14 +14,14 @@
 use weft_tensor::{DType, Device, Tensor, grad_enabled};
 
 use super::conv::ShortConv;
-use super::decay::log_decay;
+use super::decay::{log_decay, spread};
 use super::step_gpu;
 use super::{CHUNK, Operands, delta_rule, delta_rule_step, recurrence};
 use crate::error::{Error, Result};
 use crate::mixer::{Call, Form, Mixer};
 use crate::params::{Init, Linear, Param, Scope};
 use crate::shared::MAX_CHANNELS;
-use crate::shared::norm::RmsNorm;
+use crate::shared::norm::{RmsNorm, sigmoid_mul};
 use crate::state::{State, state_dtype};
 
 /// How the layer's linear maps start: Xavier with gain 2^-2.5 (GDN-2, section 4).
@@ -265,18 +265,21 @@ impl Decay {
     }
 
     fn forward(&self, f: &Tensor, dtype: DType) -> Result<Tensor> {
-        let f = f.to_dtype(dtype)?;
+        let f = match f.device() {
+            Device::Cpu => f.to_dtype(dtype)?,
+            _ => f.clone(),
+        };
         // One bias for each logit, one rate for each head.
         let bias = self.dt_bias.cast(dtype)?.reshape(&f.shape()[2..])?;
         let a_log = self.a_log.cast(dtype)?.reshape(&f.shape()[2..3])?;
         let Some(bound) = self.lower_bound else {
             return Ok(log_decay(&f, &bias, &a_log)?);
         };
-        let mut rate = a_log.exp()?;
-        if f.rank() == 4 {
-            rate = rate.unsqueeze(-1)?;
-        }
-        Ok(f.add(&bias)?.mul(&rate)?.sigmoid()?.mul_scalar(bound)?)
+        let rate = spread(&a_log.exp()?, &f)?;
+        let gate = Tensor::fused("log_decay", &[&f, &bias, &rate], dtype, |v| {
+            ((v[0].clone() + v[1].clone()) * v[2].clone()).sigmoid() * bound
+        });
+        Ok(gate?)
     }
 }
 
@@ -349,12 +352,13 @@ impl DeltaLayer {
     fn mix(&self, p: &Projected, state: &mut State, call: &Call, form: Form) -> Result<Tensor> {
         let (qkv, inputs) = self.conv.forward(&p.qkv, state.get("conv")?, call)?;
         let dtype = state.get("state")?.dtype();
-        let gate = |x: &Tensor| Ok::<_, Error>(x.to_dtype(dtype)?.sigmoid()?);
-        let mut erase = gate(&p.erase)?;
-        if self.allow_neg_eigval {
-            erase = erase.mul_scalar(2.0)?;
-        }
-        let write = p.write.as_ref().map_or_else(|| Ok(erase.clone()), gate)?;
+        let gate =
+            |x: &Tensor, most: f64| Tensor::fused("gate", &[x], dtype, |v| v[0].sigmoid() * most);
+        let erase = gate(&p.erase, if self.allow_neg_eigval { 2.0 } else { 1.0 })?;
+        let write = match &p.write {
+            Some(write) => gate(write, 1.0)?,
+            None => erase.clone(),
+        };
         let decay = self.decay.forward(&p.decay, dtype)?;
         // The only owner of a state may change it in place.
         let before = match form {
@@ -403,7 +407,7 @@ impl Mixer for DeltaLayer {
         let gate = split_heads(&p.gate, self.heads.value_heads)?;
         let y = match self.output_gate {
             OutputGate::Silu => gate.silu_mul(&o)?,
-            OutputGate::Sigmoid => o.mul(&gate.sigmoid()?)?,
+            OutputGate::Sigmoid => sigmoid_mul(&gate, &o)?,
         };
         let y = self
             .out
