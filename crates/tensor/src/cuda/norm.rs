@@ -18,7 +18,7 @@ const THREADS: u32 = 256;
 /// Pieces of 16 bytes that a thread keeps at most.
 const MOST_PACKS: u32 = 4;
 /// Blocks of the way back for each multiprocessor.
-const BLOCKS: usize = 4;
+const BLOCKS: usize = 2;
 /// Rows that one block of the way back adds up, where rows are walked twice; and most blocks of that.
 const ROWS: usize = 8;
 const MOST_PARTS: usize = 512;

@@ -10,7 +10,7 @@ use super::device;
 use crate::error::{Error, Result};
 
 /// One gradient per parameter; `None` where the loss does not depend on it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Grads(Vec<Option<Tensor>>);
 
 impl Grads {

@@ -9,6 +9,7 @@ mod faults;
 mod journal;
 mod peak;
 mod progress;
+mod recorded;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use crate::optim::{Grads, Optimizer};
 use crate::recipe::TrainRecipe;
 use journal::{Journal, StepLine};
 use peak::peak;
+use recorded::Recorder;
 
 /// Trains a [`Task`] on batches from a [`BatchSource`].
 pub struct Trainer<'a> {
@@ -49,6 +51,7 @@ pub struct Trainer<'a> {
     times: Times,
     /// Operations per second that the device could do at most, where that is known.
     peak: Option<f64>,
+    recorder: Recorder,
 }
 
 /// Where a run lives, and how it is begun and shown.
@@ -123,6 +126,7 @@ impl<'a> Trainer<'a> {
             progress,
             times: Times::default(),
             peak: peak(task),
+            recorder: Recorder::default(),
         })
     }
 
@@ -247,18 +251,31 @@ impl<'a> Trainer<'a> {
     fn micro_batch(&mut self) -> Result<MicroBatch> {
         let times = &mut self.times;
         let batch = timed(&mut times.data, || self.batches.next_batch())?;
-        let (mean, count) = timed(&mut times.forward, || {
-            let losses = self.task.loss(&batch)?;
-            Ok((losses.mean_all()?, losses.count()))
-        })?;
-        let grads = timed(&mut times.backward, || {
-            let mut gradients = mean.backward()?;
-            Ok(Grads::take(self.task.params(), &mut gradients))
-        })?;
+        let operations = self.task.operations(&batch);
+        let (task, recorder) = (self.task, &mut self.recorder);
+        let replayed = timed(&mut times.forward, || recorder.replay(task, &batch))?;
+        let (mean, count, grads) = match replayed {
+            Some(outcome) => outcome,
+            None => {
+                let (mean, count) = timed(&mut times.forward, || {
+                    let losses = task.loss(&batch)?;
+                    Ok((losses.mean_all()?, losses.count()))
+                })?;
+                let grads = timed(&mut times.backward, || {
+                    let mut gradients = mean.backward()?;
+                    Ok(Grads::take(task.params(), &mut gradients))
+                })?;
+                // Gradients that are summed up must outlive the next batch.
+                if self.recipe.accumulate <= 1 {
+                    recorder.observe(task, &batch);
+                }
+                (mean.detach(), count, grads)
+            }
+        };
         Ok(MicroBatch {
-            mean: mean.detach(),
+            mean,
             count,
-            operations: self.task.operations(&batch),
+            operations,
             grads,
         })
     }

@@ -209,10 +209,13 @@ fn stacked(x: &Tensor, parts: &[Linear]) -> Result<Tensor> {
             .collect::<Result<Vec<_>>>()?;
         return Ok(Tensor::cat(&outputs.iter().collect::<Vec<_>>(), -1)?);
     }
-    let weights = parts
-        .iter()
-        .map(|l| l.weight.cast(x.dtype()))
-        .collect::<Result<Vec<_>>>()?;
+    // Products with bf16 round f32 masters themselves, and give them gradients that are not rounded.
+    let stored = |l: &Linear| match (x.dtype(), l.weight.get()) {
+        (DType::BF16, w) if w.dtype() == DType::F32 => Ok(w),
+        (dtype, w) => w.to_dtype(dtype),
+    };
+    let weights = parts.iter().map(stored);
+    let weights = weights.collect::<weft_tensor::Result<Vec<_>>>()?;
     Ok(x.linear(&Tensor::cat(&weights.iter().collect::<Vec<_>>(), 0)?, None)?)
 }
 
