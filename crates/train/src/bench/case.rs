@@ -9,6 +9,9 @@ use crate::error::{Error, Result};
 /// Calls the kernel once over operands that it keeps; gives its outputs.
 pub(super) type Work = Box<dyn FnMut() -> Result<Vec<Tensor>>>;
 
+/// Makes the operands on a device.
+pub(super) type Prepare = Box<dyn Fn(&Device) -> Result<Work>>;
+
 /// A kernel with its shape and its two numbers; operands are made when it is measured.
 pub struct Case {
     /// What it computes.
@@ -21,7 +24,7 @@ pub struct Case {
     pub bytes: f64,
     /// Floating-point operations of matrix products; 0 where only bytes count.
     pub flops: f64,
-    pub(super) prepare: Box<dyn Fn(&Device) -> Result<Work>>,
+    pub(super) prepare: Prepare,
 }
 
 /// What bounds a kernel from below.

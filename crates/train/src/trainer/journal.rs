@@ -107,3 +107,45 @@ impl Journal {
         self.events.scalars(progress.step, &curves)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(memory: Option<Memory>) -> StepLine {
+        StepLine {
+            step: 9,
+            tokens: 90,
+            loss: 1.0,
+            lr: 0.1,
+            grad_norm: 2.0,
+            tokens_per_second: 1000.0,
+            mfu: None,
+            memory,
+            skipped: 0,
+        }
+    }
+
+    #[test]
+    fn allocations_are_logged_on_a_gpu_and_shown_when_they_should_not_be() {
+        let memory = |driver_allocations, settled| Memory {
+            driver_allocations,
+            peak_bytes: 1 << 30,
+            settled,
+        };
+        for (memory, shown) in [
+            (memory(0, true), false),
+            (memory(2, false), false),
+            (memory(2, true), true),
+        ] {
+            let line = line(Some(memory));
+            let value = serde_json::to_value(line).unwrap();
+            assert_eq!(value["driver_allocations"], memory.driver_allocations);
+            assert_eq!(value["peak_bytes"], 1 << 30);
+            assert!(value.get("settled").is_none());
+            assert_eq!(line.to_string().contains("2 driver allocations"), shown);
+        }
+        let value = serde_json::to_value(line(None)).unwrap();
+        assert!(value.get("driver_allocations").is_none() && value.get("peak_bytes").is_none());
+    }
+}

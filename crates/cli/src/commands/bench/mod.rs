@@ -77,11 +77,14 @@ impl Common {
         measure: impl Fn(&C, &Clock, &Ceilings) -> weft_train::Result<R>,
     ) -> anyhow::Result<Report<R>> {
         let passes = |title: &str| self.filter.iter().all(|text| title.contains(text.as_str()));
-        let all: Vec<String> = cases.iter().map(|(title, _)| title.clone()).collect();
+        let first = cases.first().map(|(title, _)| title.clone());
         cases.retain(|(title, _)| passes(title));
         if cases.is_empty() {
             let texts = self.filter.join("' and '");
-            bail!("no row contains '{texts}': the rows are {}", all.join("; "));
+            let first = first.unwrap_or_default();
+            bail!(
+                "no row contains '{texts}': give part of a row's words, such as those of '{first}'"
+            );
         }
         let clock = Clock::new(device, self.seconds.unwrap_or(seconds));
         let mut progress = Progress::new("bench", cases.len() as u64);

@@ -144,8 +144,7 @@ impl TrainArgs {
             ("FLOP/s", true),
             ("of product", true),
             ("MFU", true),
-            ("memory", true),
-            ("driver allocations", true),
+            MEMORY,
         ];
         report.show(self.common.json, &headings, train_cells)
     }
@@ -162,8 +161,7 @@ fn train_cells(row: &TrainRow) -> Vec<String> {
         flops_per_second(row.flops_per_second),
         percent(row.share),
         row.mfu.map_or("–".into(), percent),
-        bytes(row.peak_bytes),
-        allocations(row.driver_allocations),
+        memory(row.peak_bytes, row.driver_allocations),
     ]
 }
 
@@ -219,8 +217,7 @@ impl DecodeArgs {
             ("B/s", true),
             ("of copy", true),
             ("state", true),
-            ("memory", true),
-            ("driver allocations", true),
+            MEMORY,
         ];
         report.show(self.common.json, &headings, decode_cells)
     }
@@ -238,8 +235,7 @@ fn decode_cells(row: &DecodeRow) -> Vec<String> {
         bytes_per_second(row.bytes_per_second),
         percent(row.share),
         bytes(row.state_bytes),
-        bytes(row.peak_bytes),
-        allocations(row.driver_allocations),
+        memory(row.peak_bytes, row.driver_allocations),
     ]
 }
 
@@ -247,6 +243,10 @@ fn model(depth: usize, d_model: usize, parameters: usize) -> String {
     format!("{depth} x {d_model}, {}", short(parameters as f64))
 }
 
-fn allocations(count: Option<usize>) -> String {
-    count.map_or("–".into(), |n| n.to_string())
+/// The peak, and on a GPU the allocations that a step asked of the driver.
+const MEMORY: (&str, bool) = ("memory (driver allocations)", true);
+
+fn memory(peak: usize, driver_allocations: Option<usize>) -> String {
+    let peak = bytes(peak);
+    driver_allocations.map_or(peak.clone(), |n| format!("{peak} ({n})"))
 }
