@@ -54,6 +54,12 @@ pub fn threads() -> usize {
     rayon::current_num_threads()
 }
 
+/// Measure the peak of [`peak_resident_bytes`] anew. Where the system does not let a process do so, the peak stays that
+/// of the whole process.
+pub fn forget_peak_resident() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
 /// The versions that a measurement depends on.
 #[derive(Clone, Debug, Serialize)]
 pub struct Versions {
@@ -78,7 +84,8 @@ pub fn versions(device: &Device) -> Versions {
     }
 }
 
-/// The most bytes of memory that this process has had; `None` where the system does not say.
+/// The most bytes of memory that this process has had since [`forget_peak_resident`]; `None` where the system does not
+/// say.
 pub fn peak_resident_bytes() -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;

@@ -11,6 +11,7 @@ use weft_tensor::{DType, Device, Rng, Tensor, no_grad};
 use super::model::{HYBRID, Size};
 use super::{Ceilings, Clock};
 use crate::error::{Error, Result};
+use crate::machine;
 
 /// Tokens of a piece of the context.
 const PIECE: usize = 1024;
@@ -61,6 +62,8 @@ pub struct DecodeRow {
     pub state_bytes: usize,
     /// The most bytes that tensors took.
     pub peak_bytes: usize,
+    /// The most bytes that the process took meanwhile; `None` where the system does not say.
+    pub peak_resident_bytes: Option<usize>,
     /// Allocations that the driver was asked for by a step after the warm-up. `None` on the CPU.
     pub driver_allocations: Option<usize>,
 }
@@ -118,6 +121,7 @@ impl Decoding {
             share: 1e3 * bytes / ms / ceilings.copy,
             state_bytes: state.bytes(),
             peak_bytes: super::peak_bytes(device)?,
+            peak_resident_bytes: machine::peak_resident_bytes(),
             driver_allocations: after.zip(before).map(|(a, b)| a - b),
         })
     }

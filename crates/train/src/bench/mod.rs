@@ -29,6 +29,7 @@ mod train;
 use weft_tensor::{Device, cuda, memory};
 
 use crate::error::Result;
+use crate::machine;
 
 pub use case::{Case, Ceiling, Row};
 pub use ceilings::Ceilings;
@@ -65,6 +66,7 @@ fn fresh_memory(device: &Device) -> Result<()> {
         memory::trim();
         memory::reset_peak();
     }
+    machine::forget_peak_resident();
     Ok(())
 }
 

@@ -58,6 +58,9 @@ impl Size {
             }
         }
         config.check()?;
+        for layer in 0..self.depth {
+            config.mixer(layer)?;
+        }
         Ok(config)
     }
 

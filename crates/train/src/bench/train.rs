@@ -65,6 +65,8 @@ pub struct TrainRow {
     pub loss: f64,
     /// The most bytes that tensors took.
     pub peak_bytes: usize,
+    /// The most bytes that the process took meanwhile; `None` where the system does not say.
+    pub peak_resident_bytes: Option<usize>,
     /// Allocations that the driver was asked for by a step after the warm-up: 0 in a steady state. `None` on the CPU.
     pub driver_allocations: Option<usize>,
 }
@@ -129,6 +131,7 @@ impl Training {
             mfu: machine::peak(device).map(|peak| flops_per_second / peak),
             loss,
             peak_bytes: super::peak_bytes(device)?,
+            peak_resident_bytes: machine::peak_resident_bytes(),
             driver_allocations: after.zip(before).map(|(a, b)| a - b),
         })
     }

@@ -111,7 +111,6 @@ impl Common {
             ceilings,
             rows,
             failed,
-            peak_resident_bytes: machine::peak_resident_bytes(),
         })
     }
 }

@@ -19,8 +19,6 @@ pub struct Report<R> {
     pub ceilings: Ceilings,
     pub rows: Vec<R>,
     pub failed: Vec<Failed>,
-    /// Of the process; on a CPU with the tensors.
-    pub peak_resident_bytes: Option<usize>,
 }
 
 /// A row that could not be measured.
