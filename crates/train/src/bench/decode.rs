@@ -8,7 +8,7 @@ use weft_mixers::Call;
 use weft_models::{LanguageModel, ModelState};
 use weft_tensor::{DType, Device, Rng, Tensor, no_grad};
 
-use super::model::{HYBRID, Size};
+use super::model::{HYBRID, LastModel, Size};
 use super::{Ceilings, Clock};
 use crate::error::{Error, Result};
 use crate::machine;
@@ -69,21 +69,21 @@ pub struct DecodeRow {
 }
 
 impl Decoding {
-    /// Build the model, read the context and take the time of steps behind it.
+    /// Take the last row's model or build one, read the context and take the time of steps behind it.
     ///
     /// # Errors
     /// When the model cannot be built, memory is short or the logits are not finite.
     pub fn measure(
         &self,
         device: &Device,
+        last: &mut LastModel,
         clock: &Clock,
         ceilings: &Ceilings,
     ) -> Result<DecodeRow> {
+        let model = last.get(&self.model, self.weights, device)?;
         super::fresh_memory(device)?;
-        let model = self.model.build(device)?;
-        model.store_weights(self.weights)?;
         let mut state = model.init_state(self.batch)?;
-        let mut logits = self.context(&model, &mut state)?;
+        let mut logits = self.context(model, &mut state)?;
         let mut step = || {
             let ids = logits.argmax(-1, true)?;
             logits = no_grad(|| model.forward_last(&ids, &mut state, &Call::default()))?;
@@ -98,7 +98,7 @@ impl Decoding {
             let text = "the logits are not finite: decoding is wrong, so its time says nothing";
             return Err(Error::Data(text.into()));
         }
-        let bytes = (read_bytes(&model) + state.bytes()) as f64;
+        let bytes = (read_bytes(model) + state.bytes()) as f64;
         let Size {
             layers,
             depth,

@@ -35,7 +35,7 @@ pub use case::{Case, Ceiling, Row};
 pub use ceilings::Ceilings;
 pub use clock::Clock;
 pub use decode::{DecodeRow, Decoding};
-pub use model::Size;
+pub use model::{LastModel, Size};
 pub use train::{TrainRow, Training};
 
 /// All kernels, at sizes that suit the device.

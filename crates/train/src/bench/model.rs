@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use weft_models::pattern::Pattern;
 use weft_models::{Config, LanguageModel};
-use weft_tensor::Device;
+use weft_tensor::{DType, Device};
 
 use crate::error::{Error, Result};
 
@@ -70,6 +70,33 @@ impl Size {
     /// As [`Size::config`], and when memory is short.
     pub fn build(&self, device: &Device) -> Result<LanguageModel> {
         Ok(LanguageModel::new(&self.config()?, 0, device)?)
+    }
+}
+
+/// The model of one row, for the next: drawing the numbers of a large one takes seconds.
+#[derive(Default)]
+pub struct LastModel(Option<(Size, DType, LanguageModel)>);
+
+impl LastModel {
+    /// A model of this size with its matrices in `weights`: the last one if it is the same, else a new one.
+    pub(super) fn get(
+        &mut self,
+        size: &Size,
+        weights: DType,
+        device: &Device,
+    ) -> Result<&LanguageModel> {
+        let same = |(s, w, m): &(Size, DType, LanguageModel)| {
+            (s, *w, m.device()) == (size, weights, *device)
+        };
+        let kept = match self.0.take() {
+            Some(last) if same(&last) => last,
+            _ => {
+                let model = size.build(device)?;
+                model.store_weights(weights)?;
+                (size.clone(), weights, model)
+            }
+        };
+        Ok(&self.0.insert(kept).2)
     }
 }
 

@@ -164,8 +164,9 @@ fn a_decoding_row_reads_weights_and_state() {
         position,
         weights: DType::BF16,
     };
-    let measure = |position| {
-        let row = decoding(position).measure(&Device::Cpu, &clock(), &CEILINGS);
+    let mut last = LastModel::default();
+    let mut measure = |position| {
+        let row = decoding(position).measure(&Device::Cpu, &mut last, &clock(), &CEILINGS);
         row.unwrap()
     };
     let (early, late) = (measure(5), measure(3000));

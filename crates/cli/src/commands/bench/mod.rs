@@ -74,7 +74,7 @@ impl Common {
         device: Device,
         seconds: f64,
         mut cases: Vec<(String, C)>,
-        measure: impl Fn(&C, &Clock, &Ceilings) -> weft_train::Result<R>,
+        mut measure: impl FnMut(&C, &Clock, &Ceilings) -> weft_train::Result<R>,
     ) -> anyhow::Result<Report<R>> {
         let passes = |title: &str| self.filter.iter().all(|text| title.contains(text.as_str()));
         let first = cases.first().map(|(title, _)| title.clone());

@@ -2,7 +2,7 @@
 
 use clap::{ValueEnum, value_parser};
 use weft_tensor::{DType, Device};
-use weft_train::bench::{self, DecodeRow, Decoding, Size, TrainRow, Training};
+use weft_train::bench::{self, DecodeRow, Decoding, LastModel, Size, TrainRow, Training};
 use weft_train::report::{bytes, short};
 
 use super::Common;
@@ -201,10 +201,11 @@ impl DecodeArgs {
         };
         let cases = distinct(cases, |c| &c.model)?.into_iter();
         let cases = cases.map(|c| (title(&c), c)).collect();
+        let mut last = LastModel::default();
         let report = self
             .common
             .measure(device, SECONDS, cases, |case, clock, ceilings| {
-                case.measure(&device, clock, ceilings)
+                case.measure(&device, &mut last, clock, ceilings)
             })?;
         let headings = [
             ("layers", false),
