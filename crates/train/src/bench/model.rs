@@ -88,9 +88,10 @@ impl LastModel {
         let same = |(s, w, m): &(Size, DType, LanguageModel)| {
             (s, *w, m.device()) == (size, weights, *device)
         };
-        let kept = match self.0.take() {
-            Some(last) if same(&last) => last,
-            _ => {
+        // Another one is dropped before the new one takes its memory.
+        let kept = match self.0.take().filter(same) {
+            Some(last) => last,
+            None => {
                 let model = size.build(device)?;
                 model.store_weights(weights)?;
                 (size.clone(), weights, model)

@@ -111,6 +111,31 @@ fn every_kernel_runs_and_has_a_name_of_its_own() {
     }
 }
 
+/// `scripts/device/table.py` finds rows by name and shape.
+#[test]
+fn the_rows_that_the_device_script_compares_exist() {
+    let script = include_str!("../../../../scripts/device/table.py");
+    let cases = kernels(&Device::Cuda(0));
+    for (name, shape) in [
+        ("matmul A B", "8192 x 8192 x 8192"),
+        ("attention", "B4 T4096 H16 D128"),
+        ("attention back", "B4 T4096 H16 D128"),
+        ("gdn", "B1 T8192 H16/32 K=V=128"),
+        ("gdn", "B1 T32768 H16/32 K=V=128"),
+        ("kda back", "B1 T8192 H32 K=V=128"),
+        ("gdn2 step", "B256 H32 K=V=128"),
+    ] {
+        assert!(
+            script.contains(name) && script.contains(shape),
+            "{name} {shape}"
+        );
+        let case = cases
+            .iter()
+            .find(|c| (c.name.as_str(), c.shape.as_str()) == (name, shape));
+        assert_eq!(case.map(|c| c.dtype), Some(DType::BF16), "{name} {shape}");
+    }
+}
+
 #[test]
 fn the_models_are_those_of_the_documentation() {
     let [transformer, hybrid] = [&train(&Device::Cuda(0))[0], &train(&Device::Cuda(0))[1]];
