@@ -49,7 +49,7 @@ start() {
 # Every primitive, the allocator and the launches against the CPU, into memory filled with NaN.
 parity() {
     local failed=0
-    for name in weft_tensor parity parity_products parity_sizes cuda_process custom_kernel; do
+    for name in weft_tensor parity parity_products parity_sizes parity_training cuda_graph cuda_process custom_kernel; do
         "$bin/$name" || failed=1
     done
     return $failed

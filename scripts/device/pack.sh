@@ -6,7 +6,7 @@ set -euo pipefail
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 cd "$(dirname "$0")/../.."
-tests="weft_tensor parity parity_products parity_sizes cuda_process custom_kernel weft_mixers laws weft_train"
+tests="weft_tensor parity parity_products parity_sizes parity_training cuda_graph cuda_process custom_kernel weft_mixers laws weft_train"
 
 export CARGO_TERM_COLOR=never
 put() { # FILE NAME

@@ -3,7 +3,7 @@
 //! products each.
 
 use weft_mixers::{Init, Params, Scope};
-use weft_tensor::{DType, Device};
+use weft_tensor::{DType, Device, Tensor};
 
 use super::case::{Case, Work};
 use super::input;
@@ -40,9 +40,10 @@ fn steps(
     let grads = (0..count).map(|i| grad(i).map(Some));
     let grads = Grads::from_vec(grads.collect::<Result<_>>()?);
     let mut optimizer = Optimizer::new(&params, rule)?;
+    let loss = Tensor::ones(&[], DType::F32, device);
     Ok(Box::new(move || {
         if clip {
-            optimizer.clipped_step(&grads, 1.0, 1, 1.0)?;
+            optimizer.clipped_step(&grads, &loss, 1.0, 1, 1.0)?;
         } else {
             optimizer.step(&grads, 1.0, 1.0)?;
         }
