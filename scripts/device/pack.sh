@@ -18,7 +18,7 @@ put() { # FILE NAME
 cargo build --release --locked -p weft-cli
 put "${CARGO_TARGET_DIR:-target}/release/weft" weft
 # "  Executable tests/parity.rs (target/release/deps/parity-0123456789abcdef)"
-list=$(cargo test --release --locked --no-run -p weft-tensor -p weft-mixers -p weft-train 2>&1) || { echo "$list" >&2; exit 1; }
+list=$(cargo test --release --locked --no-run -p weft-tensor -p weft-mixers -p weft-train 2>&1 | tee >(cat >&2))
 for name in $tests; do
     file=$(sed -n "s|^ *Executable .* (\(.*/$name-[0-9a-f]*\))\$|\1|p" <<<"$list" | head -1)
     [ -n "$file" ] || { echo "cargo built no test binary $name" >&2; exit 1; }
