@@ -1,4 +1,5 @@
 //! Weft train.
+pub mod bench;
 pub mod bigram;
 pub mod checkpoint;
 pub mod data;

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use anyhow::{anyhow, bail};
 use clap::Subcommand;
@@ -136,26 +137,31 @@ fn modules() -> usize {
     sources().iter().map(|s| s.all().len()).sum()
 }
 
-fn show(found: &[Checked], json: bool) -> anyhow::Result<()> {
+/// What was compiled, and in how many seconds.
+fn show(found: &[Checked], start: Instant, json: bool) -> anyhow::Result<()> {
+    let seconds = start.elapsed().as_secs_f64();
     let (major, minor) = kernels::version().map_err(|e| anyhow!(e))?;
     if json {
         let object =
             |c: &Checked| json!({ "arch": c.arch, "modules": c.modules, "bytes": c.bytes });
         let archs: Vec<_> = found.iter().map(object).collect();
-        return output::json(&json!({ "nvrtc": format!("{major}.{minor}"), "archs": archs }));
+        return output::json(
+            &json!({ "nvrtc": format!("{major}.{minor}"), "seconds": seconds, "archs": archs }),
+        );
     }
     let lines = found.iter().map(|c| {
         let size = report::bytes(c.bytes);
         format!("{}: {} modules, {size}\n", c.arch, c.modules)
     });
-    output::print(lines.collect::<String>() + &format!("NVRTC {major}.{minor}\n"))
+    output::print(lines.collect::<String>() + &format!("NVRTC {major}.{minor}, {seconds:.2} s\n"))
 }
 
 fn check(archs: &[String], json: bool) -> anyhow::Result<()> {
+    let start = Instant::now();
     let found = with_progress("check", modules() * archs.len(), |done| {
         kernels::check(&sources(), archs, done)
     })?;
-    show(&found, json)
+    show(&found, start, json)
 }
 
 fn build(arch: Option<String>, json: bool) -> anyhow::Result<()> {
@@ -169,10 +175,11 @@ fn build(arch: Option<String>, json: bool) -> anyhow::Result<()> {
             Err(e) => bail!("{e}: name the architecture, such as --arch sm_90"),
         },
     };
+    let start = Instant::now();
     let found = with_progress("build", modules(), |done| {
         kernels::build(&sources(), number, done)
     })?;
-    show(&[found], json)?;
+    show(&[found], start, json)?;
     if let (false, Some(folder)) = (json, kernels::cache_folder()) {
         output::print(format!("{}\n", folder.display()))?;
     }

@@ -1,5 +1,6 @@
 //! The subcommands: one file each, registered in [`Command`].
 
+mod bench;
 mod completions;
 mod device;
 mod eval;
@@ -58,6 +59,7 @@ pub enum Command {
     Explain(explain::Args),
     Mixers(mixers::Args),
     Kernels(kernels::Args),
+    Bench(bench::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -74,6 +76,7 @@ impl Command {
             Command::Explain(args) => args.run(),
             Command::Mixers(args) => args.run(),
             Command::Kernels(args) => args.run(),
+            Command::Bench(args) => args.run(),
             Command::Completions(args) => args.run(),
             Command::Man(args) => args.run(),
         }

@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 
 /// GPUs that can be addressed.
 const MOST: usize = 16;
-/// The oldest driver that is supported, as the driver counts.
-const OLDEST_DRIVER: i32 = 12_000;
+/// The oldest CUDA whose driver is supported, by its major version.
+const OLDEST_DRIVER: i32 = 12;
 /// Compute capability 8.0: bf16 conversion instructions.
 const OLDEST_ARCH: u32 = 80;
 
@@ -81,15 +81,23 @@ pub(super) fn check(op: &'static str, status: sys::CUresult) -> Result<()> {
     }
 }
 
+/// The newest CUDA that the NVIDIA driver supports, as major and minor; one sentence if there is no driver.
+pub fn driver_version() -> Result<(i32, i32), String> {
+    loader::load(Lib::Driver)?;
+    let mut version = 0;
+    // SAFETY: the driver is loaded; the pointer is to a live local. It cannot fail for another reason.
+    unsafe { sys::cuDriverGetVersion(&mut version) };
+    Ok((version / 1000, version % 1000 / 10))
+}
+
 /// How many GPUs there are, or why there is none.
 pub fn count() -> Result<usize, String> {
     static COUNT: OnceLock<Result<usize, String>> = OnceLock::new();
     let find = || {
-        loader::load(Lib::Driver)?;
-        let (mut version, mut count) = (0, 0);
-        // SAFETY: the driver is loaded; the pointers are to live locals.
+        let (major, minor) = driver_version()?;
+        let mut count = 0;
+        // SAFETY: the driver is loaded; the pointer is to a live local.
         let status = unsafe {
-            sys::cuDriverGetVersion(&mut version);
             match sys::cuInit(0) {
                 sys::CUresult::CUDA_SUCCESS => sys::cuDeviceGetCount(&mut count),
                 failed => failed,
@@ -101,8 +109,7 @@ pub fn count() -> Result<usize, String> {
                 describe(status)
             ));
         }
-        if version < OLDEST_DRIVER {
-            let (major, minor) = (version / 1000, version % 1000 / 10);
+        if major < OLDEST_DRIVER {
             return Err(format!(
                 "the NVIDIA driver supports CUDA {major}.{minor}; 12.0 or newer is needed: update the driver"
             ));

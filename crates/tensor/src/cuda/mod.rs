@@ -29,7 +29,7 @@ pub mod timing;
 mod transfer;
 mod walk;
 
-pub use context::{Context, context, count, ready};
+pub use context::{Context, context, count, driver_version, ready};
 pub use graph::Graph;
 pub use launch::{Launch, address};
 pub use modules::Grid;

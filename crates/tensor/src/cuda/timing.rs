@@ -32,23 +32,6 @@ impl Context {
     }
 }
 
-impl Context {
-    /// Median milliseconds of `f` on the GPU over 21 runs, after three that pay for compilation and memory.
-    pub fn median_ms(&self, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
-        for _ in 0..3 {
-            f()?;
-        }
-        let mut all = vec![];
-        for _ in 0..21 {
-            let start = self.record()?;
-            f()?;
-            all.push(f64::from(start.until(&self.record()?)?));
-        }
-        all.sort_by(f64::total_cmp);
-        Ok(all[all.len() / 2])
-    }
-}
-
 impl Event<'_> {
     /// Milliseconds from this moment to a later one; waits for the later one.
     pub fn until(&self, later: &Event) -> Result<f32> {

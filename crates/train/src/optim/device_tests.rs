@@ -81,7 +81,7 @@ fn steps_equal_those_of_the_cpu() {
         for step in 0..4 {
             // A clip that shortens at two of the steps, and two summed gradients.
             let (rate, summed, clip) = (1.0 / (step + 1) as f64, 2, [0.0, 1.0][step % 2]);
-            let mut take = |optimizer: &mut Optimizer, params: &Params, d: &Device| {
+            let take = |optimizer: &mut Optimizer, params: &Params, d: &Device| {
                 let (grads, losses) = (grads(params, step as u64, d), loss(3.0, d));
                 let measured = optimizer.clipped_step(&grads, &losses, rate, summed, clip);
                 measured.unwrap()

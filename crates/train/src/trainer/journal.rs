@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::Progress;
+use super::memory::Memory;
 use crate::error::{Error, Result};
 use crate::evaluate::Evaluation;
 use crate::log::{EventFile, JsonLines};
@@ -33,6 +34,9 @@ pub(super) struct StepLine {
     /// Model flops utilisation: the part of the device's peak; only where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) mfu: Option<f64>,
+    /// On a GPU: what the step asked of its memory.
+    #[serde(flatten)]
+    pub(super) memory: Option<Memory>,
     /// Steps skipped so far.
     pub(super) skipped: u64,
 }
@@ -43,6 +47,9 @@ impl fmt::Display for StepLine {
         write!(f, "loss {:.3}, {pace:.0} tokens/s", self.loss)?;
         if let Some(mfu) = self.mfu {
             write!(f, ", MFU {:.1}%", 100.0 * mfu)?;
+        }
+        if let Some(memory) = self.memory.filter(Memory::unsteady) {
+            write!(f, ", {} driver allocations", memory.driver_allocations)?;
         }
         if self.skipped > 0 {
             write!(f, ", {} skipped", self.skipped)?;
@@ -79,6 +86,11 @@ impl Journal {
             ("train/skipped", line.skipped as f64),
         ];
         curves.extend(line.mfu.map(|mfu| ("train/mfu", mfu)));
+        if let Some(memory) = line.memory {
+            let allocations = memory.driver_allocations as f64;
+            curves.push(("memory/driver_allocations", allocations));
+            curves.push(("memory/peak_bytes", memory.peak_bytes as f64));
+        }
         self.events.scalars(line.step, &curves)
     }
 
@@ -93,5 +105,47 @@ impl Journal {
             ("held_out/perplexity", evaluation.perplexity),
         ];
         self.events.scalars(progress.step, &curves)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(memory: Option<Memory>) -> StepLine {
+        StepLine {
+            step: 9,
+            tokens: 90,
+            loss: 1.0,
+            lr: 0.1,
+            grad_norm: 2.0,
+            tokens_per_second: 1000.0,
+            mfu: None,
+            memory,
+            skipped: 0,
+        }
+    }
+
+    #[test]
+    fn allocations_are_logged_on_a_gpu_and_shown_when_they_should_not_be() {
+        let memory = |driver_allocations, settled| Memory {
+            driver_allocations,
+            peak_bytes: 1 << 30,
+            settled,
+        };
+        for (memory, shown) in [
+            (memory(0, true), false),
+            (memory(2, false), false),
+            (memory(2, true), true),
+        ] {
+            let line = line(Some(memory));
+            let value = serde_json::to_value(line).unwrap();
+            assert_eq!(value["driver_allocations"], memory.driver_allocations);
+            assert_eq!(value["peak_bytes"], 1 << 30);
+            assert!(value.get("settled").is_none());
+            assert_eq!(line.to_string().contains("2 driver allocations"), shown);
+        }
+        let value = serde_json::to_value(line(None)).unwrap();
+        assert!(value.get("driver_allocations").is_none() && value.get("peak_bytes").is_none());
     }
 }

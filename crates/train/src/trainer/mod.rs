@@ -7,7 +7,7 @@
 mod budget;
 mod faults;
 mod journal;
-mod peak;
+mod memory;
 mod progress;
 mod recorded;
 mod task;
@@ -19,21 +19,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde_json::Value;
-use weft_tensor::Tensor;
+use weft_tensor::{Device, Tensor};
 
 pub use faults::DUMP_FILE;
 pub use journal::{EVENTS_FOLDER, LOG_FILE};
 pub use progress::{Outcome, Progress, Summary, Times};
-pub use task::{BatchSource, LanguageTask, Task};
+pub use task::{BatchSource, LanguageTask, Task, operations};
 
 use crate::checkpoint::{self, Training};
 use crate::error::Result;
 use crate::files::{Checkpoint, Checkpoints, latest};
-use crate::log;
 use crate::optim::{Grads, Optimizer};
 use crate::recipe::TrainRecipe;
+use crate::{log, machine};
 use journal::{Journal, StepLine};
-use peak::peak;
+use memory::{Memory, Meter};
 use recorded::Recorder;
 
 /// Trains a [`Task`] on batches from a [`BatchSource`].
@@ -52,6 +52,8 @@ pub struct Trainer<'a> {
     /// Operations per second that the device could do at most, where that is known.
     peak: Option<f64>,
     recorder: Recorder,
+    /// On a GPU.
+    meter: Option<Meter>,
 }
 
 /// Where a run lives, and how it is begun and shown.
@@ -107,6 +109,8 @@ impl<'a> Trainer<'a> {
         }
         checkpoints.discard_after(progress.step)?;
         let (done, total) = recipe.budget.count(&progress);
+        let first = task.params().iter().next();
+        let device = first.map_or(Device::Cpu, |p| p.get().device());
         let bar = place.show.map(|name| {
             let mut bar = log::Progress::new(&name, total);
             notes.iter().for_each(|note| bar.note(note));
@@ -125,8 +129,9 @@ impl<'a> Trainer<'a> {
             bar,
             progress,
             times: Times::default(),
-            peak: peak(task),
+            peak: machine::peak(&device),
             recorder: Recorder::default(),
+            meter: Meter::new(&device),
         })
     }
 
@@ -181,6 +186,9 @@ impl<'a> Trainer<'a> {
     /// One step of the parameters, from `accumulate` micro-batches of equal weight.
     fn step(&mut self) -> Result<()> {
         let before = self.times.training();
+        if let Some(meter) = &mut self.meter {
+            meter.start()?;
+        }
         let parts = self.recipe.accumulate.max(1);
         let mut tokens = 0;
         let mut operations = Some(0.0);
@@ -232,7 +240,8 @@ impl<'a> Trainer<'a> {
         let mfu = operations
             .zip(self.peak)
             .map(|(n, peak)| per_second(n) / peak);
-        self.report(loss, rate, norm, pace, mfu)?;
+        let memory = self.meter.as_mut().map(Meter::end).transpose()?;
+        self.report(loss, rate, norm, pace, mfu, memory)?;
         if self.progress.skipped_in_a_row >= self.recipe.nonfinite_limit.max(1) {
             let folder = self.checkpoints.folder();
             return Err(faults::give_up(
@@ -288,6 +297,7 @@ impl<'a> Trainer<'a> {
         grad_norm: f64,
         pace: f64,
         mfu: Option<f64>,
+        memory: Option<Memory>,
     ) -> Result<()> {
         let progress = &self.progress;
         let line = StepLine {
@@ -298,6 +308,7 @@ impl<'a> Trainer<'a> {
             grad_norm,
             tokens_per_second: pace,
             mfu,
+            memory,
             skipped: progress.skipped,
         };
         if let Some(bar) = &mut self.bar {

@@ -87,6 +87,12 @@ impl BatchSource for Batches {
     }
 }
 
+/// Floating-point operations of a step on `rows` sequences: two for a multiply-add, and twice the forward for the
+/// backward; what is computed again does not count. A token sees half of the sequence on average.
+pub fn operations(model: &LanguageModel, rows: usize, tokens: usize) -> f64 {
+    6.0 * (rows * tokens) as f64 * model.cost_per_token(tokens.div_ceil(2)) as f64
+}
+
 /// Next-token prediction.
 pub struct LanguageTask {
     /// The model; its parameters are f32 masters.
@@ -110,12 +116,9 @@ impl Task for LanguageTask {
         Ok(self.model.loss(batch, &self.run)?)
     }
 
-    /// Two for a multiply-add, and twice the forward for the backward; what is computed again does not count. A token
-    /// sees half of the sequence on average.
     fn operations(&self, batch: &Tensor) -> Option<f64> {
         let [rows, columns] = batch.dims().ok()?;
-        let tokens = columns.checked_sub(1)?;
-        Some(6.0 * (rows * tokens) as f64 * self.model.cost_per_token(tokens.div_ceil(2)) as f64)
+        Some(operations(&self.model, rows, columns.checked_sub(1)?))
     }
 
     fn evaluate(&self) -> Result<Option<Evaluation>> {
