@@ -63,10 +63,19 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// When a token is outside the vocabulary or their number is not that of the sequences.
     pub fn step(&mut self, ids: &[i64]) -> Result<Tensor> {
-        let device = self.model.device();
         let ids = Tensor::from_slice(ids, &[ids.len(), 1], &Device::Cpu)?;
-        self.model.check_ids(&ids, None)?;
-        self.state.expect(self.model, ids.dim(0)?)?;
+        self.step_on(&ids)
+    }
+
+    /// The same for tokens [B, 1] i64 that may be on the model's device already: then nothing is waited for, and a bad
+    /// one is an error at the next wait.
+    ///
+    /// # Errors
+    /// As [`Decoder::step`].
+    pub fn step_on(&mut self, ids: &Tensor) -> Result<Tensor> {
+        let [batch, _] = self.model.check_ids(ids, None)?;
+        self.state.expect(self.model, batch)?;
+        let device = self.model.device();
         let ids = ids.to_device(&device)?;
         let position = self.state.positions().iter().copied().max().unwrap_or(0);
         let room = self.recorded.as_ref().map_or(0, |r| r.room);

@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 use weft_mixers::Call;
-use weft_models::{LanguageModel, ModelState};
+use weft_models::{Decoder, LanguageModel, ModelState};
 use weft_tensor::{DType, Device, Rng, Tensor, no_grad};
 
 use super::model::{HYBRID, LastModel, Size};
@@ -48,6 +48,8 @@ pub struct DecodeRow {
     pub weights: String,
     /// Parameters.
     pub parameters: usize,
+    /// Whether a step was sent to the GPU as a whole.
+    pub recorded: bool,
     /// Milliseconds of a step: one token for each sequence.
     pub ms: f64,
     /// Tokens per second, of all sequences together.
@@ -84,9 +86,10 @@ impl Decoding {
         super::fresh_memory(device)?;
         let mut state = model.init_state(self.batch)?;
         let mut logits = self.context(model, &mut state)?;
+        let mut decoder = Decoder::new(model, &mut state);
         let mut step = || {
             let ids = logits.argmax(-1, true)?;
-            logits = no_grad(|| model.forward_last(&ids, &mut state, &Call::default()))?;
+            logits = decoder.step_on(&ids)?;
             Ok(())
         };
         let ms = clock.ms(&mut step)?;
@@ -98,6 +101,7 @@ impl Decoding {
             let text = "the logits are not finite: decoding is wrong, so its time says nothing";
             return Err(Error::Data(text.into()));
         }
+        let recorded = decoder.is_recorded();
         let bytes = (read_bytes(model) + state.bytes()) as f64;
         let Size {
             layers,
@@ -114,6 +118,7 @@ impl Decoding {
             position: self.position,
             weights: self.weights.to_string(),
             parameters: model.params().count(),
+            recorded,
             ms,
             tokens_per_second: 1e3 * self.batch as f64 / ms,
             bytes,

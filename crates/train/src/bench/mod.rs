@@ -36,7 +36,7 @@ pub use ceilings::Ceilings;
 pub use clock::Clock;
 pub use decode::{DecodeRow, Decoding};
 pub use model::{LastModel, Size};
-pub use train::{TrainRow, Training};
+pub use train::{KernelTime, TrainRow, Training};
 
 /// All kernels, at sizes that suit the device.
 pub fn kernels(device: &Device) -> Vec<Case> {

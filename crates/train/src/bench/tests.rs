@@ -172,6 +172,7 @@ fn a_training_row_counts_what_it_says() {
         tokens: 16,
         compute: DType::F32,
         recompute: false,
+        profile: false,
     };
     let row = training.measure(&Device::Cpu, &clock(), &CEILINGS).unwrap();
     assert!((row.tokens_per_second - 32e3 / row.ms).abs() < 1e-6 * row.tokens_per_second);

@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 use weft_models::Run;
-use weft_tensor::{DType, Device, Rng};
+use weft_tensor::{DType, Device, Rng, cuda};
 
 use super::model::{HYBRID, Size};
 use super::{Ceilings, Clock, optimizer};
@@ -28,6 +28,21 @@ pub struct Training {
     pub compute: DType,
     /// Activations are computed again in the backward pass.
     pub recompute: bool,
+    /// Sum up the time of every kernel of one more step. On a GPU only.
+    pub profile: bool,
+}
+
+/// The time of a kernel in one step.
+#[derive(Clone, Debug, Serialize)]
+pub struct KernelTime {
+    /// The operation that sent it.
+    pub op: String,
+    /// Its name.
+    pub kernel: String,
+    /// How often it ran.
+    pub launches: usize,
+    /// Milliseconds of all launches.
+    pub ms: f64,
 }
 
 /// What came of it.
@@ -69,6 +84,9 @@ pub struct TrainRow {
     pub peak_resident_bytes: Option<usize>,
     /// Allocations that the driver was asked for by a step after the warm-up: 0 in a steady state. `None` on the CPU.
     pub driver_allocations: Option<usize>,
+    /// The kernels of a step, the longest first, where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<Vec<KernelTime>>,
 }
 
 impl Training {
@@ -101,6 +119,14 @@ impl Training {
         step()?;
         device.synchronize()?;
         let after = super::driver_allocations(device)?;
+        let kernels = match (self.profile, *device) {
+            (false, _) => None,
+            (true, Device::Cuda(ordinal)) => Some(profile(ordinal, &mut step)?),
+            (true, _) => {
+                let text = "a profile sums up the kernels of a GPU: give --device cuda";
+                return Err(Error::Data(text.into()));
+            }
+        };
         let loss = last.map_or(Ok(f64::NAN), |l| l.item_f64())?;
         if !loss.is_finite() {
             let text = "the loss is not finite: the training is wrong, so its time says nothing";
@@ -133,8 +159,21 @@ impl Training {
             peak_bytes: super::peak_bytes(device)?,
             peak_resident_bytes: machine::peak_resident_bytes(),
             driver_allocations: after.zip(before).map(|(a, b)| a - b),
+            kernels,
         })
     }
+}
+
+fn profile(ordinal: usize, step: impl FnOnce() -> Result<()>) -> Result<Vec<KernelTime>> {
+    let (done, lines) = cuda::profile(ordinal, step)?;
+    done?;
+    let line = |l: cuda::Line| KernelTime {
+        op: l.op.into(),
+        kernel: l.kernel.into(),
+        launches: l.launches,
+        ms: l.ms,
+    };
+    Ok(lines.into_iter().map(line).collect())
 }
 
 /// The transformer and the hybrid, at the sizes of `docs/benchmarks.md`.
@@ -161,6 +200,7 @@ pub(super) fn defaults(device: &Device) -> Vec<Training> {
         tokens,
         compute: if gpu { DType::BF16 } else { DType::F32 },
         recompute: false,
+        profile: false,
     };
     let pair = |&shape| ["attention", HYBRID].map(|layers| row(layers, shape));
     shapes.iter().flat_map(pair).collect()

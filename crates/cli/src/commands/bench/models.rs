@@ -2,10 +2,14 @@
 
 use clap::{ValueEnum, value_parser};
 use weft_tensor::{DType, Device};
-use weft_train::bench::{self, DecodeRow, Decoding, LastModel, Size, TrainRow, Training};
-use weft_train::report::{bytes, short};
+use weft_train::bench::{
+    self, DecodeRow, Decoding, KernelTime, LastModel, Size, TrainRow, Training,
+};
+use weft_train::report::{bytes, plain, short};
 
 use super::Common;
+use crate::output;
+
 use super::report::{bytes_per_second, flops_per_second, ms, percent};
 
 const TRAIN_EXAMPLES: &str = "\
@@ -109,6 +113,9 @@ pub struct TrainArgs {
     /// Compute activations again in the backward pass instead of keeping them
     #[arg(long)]
     recompute: bool,
+    /// Also print where a step spends the GPU's time, kernel by kernel
+    #[arg(long)]
+    profile: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -125,6 +132,7 @@ impl TrainArgs {
             put(&mut case.tokens, self.tokens);
             case.compute = self.compute.map_or(case.compute, DType::from);
             case.recompute = self.recompute;
+            case.profile = self.profile;
         }
         let title = |c: &Training| format!("{}, B{} T{} {}", c.model, c.batch, c.tokens, c.compute);
         let cases = distinct(cases, |c| &c.model)?.into_iter();
@@ -146,8 +154,49 @@ impl TrainArgs {
             ("MFU", true),
             MEMORY,
         ];
-        report.show(self.common.json, &headings, train_cells)
+        report.show(self.common.json, &headings, train_cells)?;
+        if !self.common.json {
+            for row in &report.rows {
+                print_kernels(row)?;
+            }
+        }
+        Ok(())
     }
+}
+
+/// The kernels that take the most time of a step.
+fn print_kernels(row: &TrainRow) -> anyhow::Result<()> {
+    const MOST: usize = 30;
+    let Some(kernels) = &row.kernels else {
+        return Ok(());
+    };
+    let busy: f64 = kernels.iter().map(|k| k.ms).sum();
+    let launches: usize = kernels.iter().map(|k| k.launches).sum();
+    let mut text = format!(
+        "\n{}, B{} T{}: the GPU is busy for {} ms in {launches} launches\n",
+        row.layers,
+        row.batch,
+        row.tokens,
+        ms(busy)
+    );
+    let headings = [
+        ("operation", false),
+        ("kernel", false),
+        ("launches", true),
+        ("ms", true),
+        ("us each", true),
+    ];
+    let cells = |k: &KernelTime| {
+        vec![
+            k.op.clone(),
+            k.kernel.clone(),
+            k.launches.to_string(),
+            ms(k.ms),
+            ms(1e3 * k.ms / k.launches as f64),
+        ]
+    };
+    text += &plain(&headings, kernels.iter().take(MOST).map(cells));
+    output::print(text)
 }
 
 fn train_cells(row: &TrainRow) -> Vec<String> {
