@@ -120,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
         }
     } else {
         take_registers<240>();
-        const int lane = threadIdx.x % 32, group_row = (threadIdx.x / 128 - 1) * 64;
+        const int lane = threadIdx.x % 32, group_row = (warpgroup() - 1) * 64;
         const int r0 = group_row + threadIdx.x % 128 / 32 * 16;
         const float c = scale * LOG2E;
         for (u64 n = blockIdx.x; n < pairs * tiles; n += gridDim.x) {
@@ -242,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
         }
     } else {
         take_registers<240>();
-        const int lane = threadIdx.x % 32, group_row = (threadIdx.x / 128 - 1) * 64;
+        const int lane = threadIdx.x % 32, group_row = (warpgroup() - 1) * 64;
         const int r0 = group_row + threadIdx.x % 128 / 32 * 16;
         const float c = scale * LOG2E;
         for (u64 n = blockIdx.x; n < pairs * tiles; n += gridDim.x) {

@@ -3,12 +3,10 @@
 // runs while the tensor cores work. A block stays on its multiprocessor and takes one item after the other, the next
 // item's loads running ahead.
 
-#if HEAD_DIM == 64
-#define GROUPS 3
+#if GROUPS == 3
 #define REGISTERS 160
 #define LOADER_REGISTERS 32
 #else
-#define GROUPS 2
 #define REGISTERS 240
 #define LOADER_REGISTERS 24
 #endif
@@ -109,11 +107,11 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
         }
     } else {
         take_registers<REGISTERS>();
-        const int lane = threadIdx.x % 32, group_row = (threadIdx.x / 128 - 1) * 64;
+        const int lane = threadIdx.x % 32, group_row = (warpgroup() - 1) * 64;
         const int r0 = group_row + threadIdx.x % 128 / 32 * 16;
         const float c = scale * LOG2E;
         // Warpgroups ask for products by turns, so that one computes weights while another's products run.
-        const int turn = threadIdx.x / 128 - 1;
+        const int turn = warpgroup() - 1;
         if (turn == GROUPS - 1) turn_pass(turn);
         auto release = [&](u32 bar) {
             __syncwarp();
