@@ -29,6 +29,8 @@ pub static KERNELS: &[&weft_tensor::cuda::Source] = &[
     &shared::rope_gpu::KERNELS,
     &shared::flash::gpu::FORWARD,
     &shared::flash::gpu::BACKWARD,
+    &shared::flash::gpu::FORWARD_HOPPER,
+    &shared::flash::gpu::BACKWARD_HOPPER,
     &shared::flash::gpu::DECODE,
     &shared::flash::gpu::DECODE_F32,
 ];

@@ -11,9 +11,12 @@
 //!
 //! Arguments come in the order of the kernel's parameters. Every error names the operation.
 
+use std::ffi::c_void;
 use std::marker::PhantomData;
 
-use super::context::{Context, context, device_error};
+use cudarc::driver::sys;
+
+use super::context::{Context, check, context, device_error};
 use super::modules::Grid;
 use super::source::Variant;
 use super::storage::CudaStorage;
@@ -113,6 +116,38 @@ impl<'a> Launch<'a> {
     /// A struct of 64-bit words, by value: sizes, or addresses of many tensors.
     pub fn words(&mut self, words: &[u64]) {
         self.push(words);
+    }
+
+    /// How the copy engine of compute capability 9.0 and newer finds `rows` rows of one head, 64 elements wide, in a
+    /// tensor [B, N, H, D] of bf16: a struct of 128 bytes, by value. They come to lie in shared memory row by row, with
+    /// the 16-byte pieces of row r at piece ^ (r % 8). Of the N rows, those from `end` on are not read and come as zeros.
+    pub fn tiles(&mut self, x: &'a Tensor, end: usize, rows: u32) -> Result<()> {
+        let address = self.address(x, DType::BF16)?;
+        let [b, n, h, d] = x.dims()?.map(|n| n as u64);
+        let row = h * d * size_of::<u16>() as u64;
+        let sizes = [d, h, end as u64, b];
+        let strides = [d * size_of::<u16>() as u64, row, n * row];
+        let (mut map, ones) = (sys::CUtensorMap { opaque: [0; 16] }, [1; 4]);
+        // SAFETY: the driver is loaded (the context was opened); arrays of as many entries as there are axes.
+        let status = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                4,
+                address as *mut c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                [64, 1, rows, 1].as_ptr(),
+                ones.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        check(self.op, status)?;
+        self.push(&map.opaque);
+        Ok(())
     }
 
     /// The address of a tensor that the kernel reads, for [`Launch::words`].

@@ -54,6 +54,8 @@ fn target(arch: u32) -> Text<String> {
     let list = supported()?;
     let below = |&&a: &&i32| u32::try_from(a).is_ok_and(|a| a <= arch);
     match list.iter().filter(below).max() {
+        // Products of whole warpgroups exist on this one alone.
+        Some(90) if arch == 90 => Ok("sm_90a".into()),
         Some(&a) if a as u32 == arch => Ok(format!("sm_{arch}")),
         Some(a) => Ok(format!("compute_{a}")),
         None => Err(format!(

@@ -20,8 +20,8 @@ extern __shared__ u128 memory[];
 
 template <int OUTPUTS>
 __device__ inline void key_gradients(bf16* dk, bf16* dv, const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
-                                     const Statistics* statistics, const Call& call, float scale) {
-    __shared__ Statistics rows[STAGES][BQ];
+                                     const float* statistics, const Call& call, float scale) {
+    __shared__ float logs[STAGES][BQ], deltas[STAGES][BQ];
     __shared__ int stands[BN];
     const u32 k_tile = shared_address(memory), v_tile = k_tile + BN * ROW_BYTES, stages = v_tile + BN * ROW_BYTES;
     const int lane = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16;
@@ -54,8 +54,9 @@ __device__ inline void key_gradients(bf16* dk, bf16* dv, const bf16* q, const bf
             load_rows<BQ>(stage + BQ * ROW_BYTES, dout + base, q_stride, t0, real);
             if (threadIdx.x < BQ) {
                 const int t = t0 + threadIdx.x;
-                const Statistics* from = statistics + (b * call.heads + h) * statistics_rows(call);
-                copy8(shared_address(&rows[i % STAGES][threadIdx.x]), from + (real(t) ? t : 0), real(t));
+                const float* from = statistics_of(statistics, call, b * call.heads + h) + (real(t) ? t : 0);
+                copy4(shared_address(&logs[i % STAGES][threadIdx.x]), from, real(t));
+                copy4(shared_address(&deltas[i % STAGES][threadIdx.x]), from + statistics_rows(call), real(t));
             }
         };
         __syncthreads();
@@ -80,7 +81,6 @@ __device__ inline void key_gradients(bf16* dk, bf16* dv, const bf16* q, const bf
             const int t0 = (begin + i % per_head) * BQ, t1 = min(t0 + BQ, view.queries) - 1;
             if (view.none_seen(t0, t1, s0 + r0, 16)) continue;
             const u32 q_tile = stages + i % STAGES * STAGE_BYTES, do_tile = q_tile + BQ * ROW_BYTES;
-            const Statistics* row = rows[i % STAGES];
 
             // Transposed: keys down, queries across.
             float s[BQ / 8][4] = {};
@@ -96,23 +96,12 @@ __device__ inline void key_gradients(bf16* dk, bf16* dv, const bf16* q, const bf
                     product(s[2 * j + 1], x, y[2], y[3]);
                 }
             }
-            const bool all = view.all_seen(t0, t1, s0 + r0, 16);
-            const int upper = stands[r0 + lane / 4], lower = stands[r0 + 8 + lane / 4];
+            if (!view.all_seen(t0, t1, s0 + r0, 16))
+                hide_queries<BQ>(s, view, stands[r0 + lane / 4], stands[r0 + 8 + lane / 4], t0);
 #pragma unroll
             for (int j = 0; j < BQ / 8; j++)
 #pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    const int column = j * 8 + lane % 4 * 2 + e;
-                    const float log = row[column].log;
-                    float& x = s[j][e];
-                    float& y = s[j][2 + e];
-                    x = exp2_fast(x * c - log);
-                    y = exp2_fast(y * c - log);
-                    if (!all) {
-                        if (!view.sees(t0 + column, upper)) x = 0;
-                        if (!view.sees(t0 + column, lower)) y = 0;
-                    }
-                }
+                for (int e = 0; e < 4; e++) s[j][e] = exp2_fast(s[j][e] * c - logs[i % STAGES][j * 8 + lane % 4 * 2 + e % 2]);
             if (OUTPUTS & 1)
 #pragma unroll
                 for (int j = 0; j < BQ / 16; j++) {
@@ -144,7 +133,7 @@ __device__ inline void key_gradients(bf16* dk, bf16* dv, const bf16* q, const bf
                 for (int j = 0; j < BQ / 8; j++)
 #pragma unroll
                     for (int e = 0; e < 4; e++)
-                        dp[j][e] = s[j][e] * (dp[j][e] - row[j * 8 + lane % 4 * 2 + e % 2].delta);
+                        dp[j][e] = s[j][e] * (dp[j][e] - deltas[i % STAGES][j * 8 + lane % 4 * 2 + e % 2]);
 #pragma unroll
                 for (int j = 0; j < BQ / 16; j++) {
                     u32 p[4];
@@ -169,7 +158,7 @@ __device__ inline void key_gradients(bf16* dk, bf16* dv, const bf16* q, const bf
 #define KEY_GRADIENTS(name, outputs)                                                                                   \
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                           \
         name(bf16* dk, bf16* dv, const bf16* q, const bf16* k, const bf16* v, const bf16* dout,                        \
-             const Statistics* statistics, Call call, float scale) {                                                   \
+             const float* statistics, Call call, float scale) {                                                   \
         key_gradients<outputs>(dk, dv, q, k, v, dout, statistics, call, scale);                                        \
     }
 #if HEAD_DIM == 256
@@ -196,7 +185,7 @@ KEY_GRADIENTS(key_value_gradients, 3)
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     query_gradients(bf16* dq, const bf16* q, const bf16* k, const bf16* v, const bf16* dout,
-                    const Statistics* statistics, Call call, float scale) {
+                    const float* statistics, Call call, float scale) {
     __shared__ int stands[STAGES][BK];
     const u32 q_tile = shared_address(memory), do_tile = q_tile + BM * ROW_BYTES, stages = do_tile + BM * ROW_BYTES;
     const int lane = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16 * BLOCKS;
@@ -229,13 +218,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         load_rows<BM>(do_tile, dout + first_row, q_stride, t0, real);
         if (STAGES > 1 && key_tiles.count > 0) load(0);
         copies_end();
-        Statistics row[BLOCKS][2];
+        float log[BLOCKS][2], delta[BLOCKS][2];
 #pragma unroll
         for (int m = 0; m < BLOCKS; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int t = min(t0 + r0 + 16 * m + 8 * half + lane / 4, t1);
-                row[m][half] = statistics[item.pair * statistics_rows(call) + t];
+                log[m][half] = statistics_of(statistics, call, item.pair)[t];
+                delta[m][half] = statistics_of(statistics, call, item.pair)[statistics_rows(call) + t];
             }
 
         float sum[BLOCKS][HEAD_DIM / 8][4] = {};
@@ -274,26 +264,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
             };
             scores(s, q_tile, k_tile);
             scores(dp, do_tile, v_tile);
-            const bool all = view.all_seen(w0, w1, s0, BK);
 #pragma unroll
-            for (int j = 0; j < BK / 8; j++)
+            for (int m = 0; m < BLOCKS; m++) {
+                hide_keys<BK>(s[m], view, s0, w0 + 16 * m, t1, stands[i % STAGES]);
 #pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    const int column = j * 8 + lane % 4 * 2 + e;
-#if SLOTS
-                    const int at = stands[i % STAGES][column];
-#else
-                    const int at = view.at(s0 + column);
-#endif
+                for (int j = 0; j < BK / 8; j++)
 #pragma unroll
-                    for (int m = 0; m < BLOCKS; m++)
-#pragma unroll
-                        for (int half = 0; half < 2; half++) {
-                            float p = exp2_fast(s[m][j][2 * half + e] * c - row[m][half].log);
-                            if (!all && !view.sees(w0 + m * 16 + half * 8 + lane / 4, at)) p = 0;
-                            s[m][j][2 * half + e] = p * (dp[m][j][2 * half + e] - row[m][half].delta);
-                        }
-                }
+                    for (int e = 0; e < 4; e++)
+                        s[m][j][e] = exp2_fast(s[m][j][e] * c - log[m][e / 2]) * (dp[m][j][e] - delta[m][e / 2]);
+            }
 #pragma unroll
             for (int j = 0; j < BK / 16; j++) {
                 u32 p[BLOCKS][4];

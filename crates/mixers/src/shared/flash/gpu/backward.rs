@@ -4,12 +4,19 @@ use weft_tensor::cuda::{Grid, Launch, Source};
 use weft_tensor::{DType, Result, Tensor};
 
 use super::super::Dims;
-use super::{Places, THREADS, shared_rows, variant, variants};
+use super::{Places, THREADS, hopper, shared_rows, variant, variants};
+
+/// Statistics of a head are padded to a multiple of so many queries.
+const STATISTICS_ROWS: usize = 128;
 
 /// The backward kernels.
 pub static KERNELS: Source = Source {
     name: "flash_backward",
-    text: concat!(include_str!("tile.cu"), include_str!("backward.cu")),
+    text: concat!(
+        include_str!("tile.cu"),
+        include_str!("statistics.cu"),
+        include_str!("backward.cu")
+    ),
     variants: |s| variants(s, DType::BF16),
 };
 
@@ -42,6 +49,9 @@ impl Pass<'_> {
     /// dq, dk and dv.
     pub fn run(&self) -> Result<[Tensor; 3]> {
         let statistics = self.statistics()?;
+        if let Some(seen) = hopper::keys_seen(self.dims, self.places, self.out.device()) {
+            return hopper::backward(self, &statistics, seen);
+        }
         let [dk, dv] = match self.dims.dim {
             256 => self.keys_one_by_one(&statistics)?,
             _ => self.keys(&statistics)?,
@@ -49,12 +59,12 @@ impl Pass<'_> {
         Ok([self.queries(&statistics)?, dk, dv])
     }
 
-    /// lse in base 2 and delta [B, Hq, T, 2].
+    /// For each head lse in base 2 and delta of its queries, padded to whole tiles [B, Hq, 2, T padded].
     fn statistics(&self) -> Result<Tensor> {
         let dims = self.dims;
         let mut launch = self.launch()?;
-        let shape = [dims.batch, dims.heads, dims.queries, 2];
-        let statistics = launch.output(&shape, DType::F32)?;
+        let padded = dims.queries.next_multiple_of(STATISTICS_ROWS);
+        let statistics = launch.output(&[dims.batch, dims.heads, 2, padded], DType::F32)?;
         launch.input(self.out, DType::BF16)?;
         launch.input(self.dout, DType::BF16)?;
         launch.input(self.lse, DType::F32)?;
@@ -63,9 +73,9 @@ impl Pass<'_> {
             None => launch.u64(0),
         }
         launch.words(&self.places.call(dims, 1, &launch)?);
-        let warps = dims.batch * dims.queries * dims.heads;
-        let grid = Grid::blocks((warps as u64 * 32).div_ceil(THREADS.into()), THREADS);
-        // SAFETY: the parameters of `statistics`; a warp takes one of the rows that `dims` count.
+        let threads = dims.batch * padded * dims.heads * dims.dim / 8;
+        let grid = Grid::blocks((threads as u64).div_ceil(THREADS.into()), THREADS);
+        // SAFETY: the parameters of `statistics`; it reads the rows that `dims` count and writes the padded ones.
         unsafe { launch.run("statistics", grid) }?;
         Ok(statistics)
     }
@@ -80,6 +90,16 @@ impl Pass<'_> {
         for x in self.inputs.into_iter().chain([self.dout]) {
             launch.input(x, DType::BF16)?;
         }
+        self.rest(launch, statistics, blocks_per_key_head)
+    }
+
+    /// What all kernels have at the end of their parameters.
+    pub fn rest<'a>(
+        &'a self,
+        launch: &mut Launch<'a>,
+        statistics: &'a Tensor,
+        blocks_per_key_head: usize,
+    ) -> Result<()> {
         launch.input(statistics, DType::F32)?;
         launch.words(&self.places.call(self.dims, blocks_per_key_head, launch)?);
         launch.f32(self.scale as f32);

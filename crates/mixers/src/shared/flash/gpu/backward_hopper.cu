@@ -4,7 +4,6 @@
 
 #define GROUPS 2
 #define ROWS (64 * GROUPS)
-#define STAGES 2
 #define ALL_THREADS (128 * (GROUPS + 1))
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -12,8 +11,8 @@ extern __shared__ u128 memory[];
 
 __device__ inline u32 aligned_memory() { return (shared_address(memory) + 1023) / 1024 * 1024; }
 
-// A ring of STAGES tiles and what belongs to them, and a place for what a block keeps.
-struct Barriers {
+// A ring of tiles and what belongs to them, and a place for what a block keeps.
+template <int STAGES> struct Barriers {
     u32 kept_full, kept_empty, full, empty;
 
     __device__ Barriers(u64 (&words)[2 + 2 * STAGES]) {
@@ -32,11 +31,12 @@ struct Barriers {
         }
         __syncthreads();
     }
-    __device__ static void release(u32 bar) {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(bar);
-    }
 };
+
+__device__ inline void release(u32 bar) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(bar);
+}
 
 // c = left right^T for 64 rows of a kept tile and all N rows of another, over the elements of a head.
 template <int N> __device__ inline void scores(float (&c)[N / 8][4], u32 left, int row, u32 right) {
@@ -61,18 +61,23 @@ template <int N> __device__ inline void add(float (&sum)[HEAD_DIM / 8][4], const
 // ---- dk and dv ----
 
 #define BQ 64
+#if HEAD_DIM == 64
+#define QUERY_STAGES 4
+#else
+#define QUERY_STAGES 3
+#endif
 #define QUERY_BYTES (BQ * ROW_BYTES)
 
 extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
     key_value_gradients(bf16* dk, bf16* dv, const __grid_constant__ Map q, const __grid_constant__ Map k,
-                        const __grid_constant__ Map v, const __grid_constant__ Map dout, const Statistics* statistics,
+                        const __grid_constant__ Map v, const __grid_constant__ Map dout, const float* statistics,
                         Call call, float scale) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    __shared__ alignas(8) u64 words[2 + 2 * STAGES];
-    __shared__ alignas(16) Statistics rows[STAGES][BQ];
-    const Barriers bars(words);
+    __shared__ alignas(8) u64 words[2 + 2 * QUERY_STAGES];
+    __shared__ alignas(16) float logs[QUERY_STAGES][BQ], deltas[QUERY_STAGES][BQ];
+    const Barriers<QUERY_STAGES> bars(words);
     const u32 k_tile = aligned_memory(), v_tile = k_tile + ROWS * ROW_BYTES, stages = v_tile + ROWS * ROW_BYTES;
-    const u32 out_tile = stages + STAGES * 2 * QUERY_BYTES;
+    const u32 out_tile = stages + QUERY_STAGES * 2 * QUERY_BYTES;
     const int group = (int)(call.heads / call.kv_heads);
     const u64 pairs = call.batch * call.kv_heads, tiles = (call.keys + ROWS - 1) / ROWS;
     u32 items = 0, used = 0;
@@ -103,19 +108,19 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
             load_tile<ROWS>(v_tile, &v, g, s0, b, bars.kept_full);
             for (int h = g * group; h < (g + 1) * group; h++)
                 for (int i = begin; i < begin + per_head; i++, used++) {
-                    const u32 stage = used % STAGES, tile = stages + stage * 2 * QUERY_BYTES, full = bars.full + 8 * stage;
-                    barrier_wait(bars.empty + 8 * stage, (used / STAGES & 1) ^ 1);
-                    barrier_expect(full, 2 * QUERY_BYTES + BQ * sizeof(Statistics));
+                    const u32 stage = used % QUERY_STAGES, tile = stages + stage * 2 * QUERY_BYTES, full = bars.full + 8 * stage;
+                    barrier_wait(bars.empty + 8 * stage, (used / QUERY_STAGES & 1) ^ 1);
+                    barrier_expect(full, 2 * QUERY_BYTES + 2 * BQ * sizeof(float));
                     load_tile<BQ>(tile, &q, h, i * BQ, b, full);
                     load_tile<BQ>(tile + QUERY_BYTES, &dout, h, i * BQ, b, full);
-                    load_words(shared_address(rows[stage]),
-                               statistics + ((u64)b * call.heads + h) * statistics_rows(call) + i * BQ,
-                               BQ * sizeof(Statistics), full);
+                    const float* from = statistics_of(statistics, call, (u64)b * call.heads + h) + i * BQ;
+                    load_words(shared_address(logs[stage]), from, BQ * sizeof(float), full);
+                    load_words(shared_address(deltas[stage]), from + statistics_rows(call), BQ * sizeof(float), full);
                 }
         }
     } else {
         take_registers<240>();
-        const int lane = threadIdx.x % 32, group_row = (threadIdx.x / 128 - 1) * 64;
+        const int lane = threadIdx.x % 32, group_row = (warpgroup() - 1) * 64;
         const int r0 = group_row + threadIdx.x % 128 / 32 * 16;
         const float c = scale * LOG2E;
         for (u64 n = blockIdx.x; n < pairs * tiles; n += gridDim.x) {
@@ -126,41 +131,38 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
             int begin;
             const int per_head = query_tiles(view, s0, begin), count = per_head * group;
             float dk_sum[HEAD_DIM / 8][4] = {}, dv_sum[HEAD_DIM / 8][4] = {}, s[BQ / 8][4], dp[BQ / 8][4];
-            u32 p[BQ / 16][4], ds[BQ / 16][4];
+            u32 p[BQ / 16][4];
             auto ask = [&]() {
-                const u32 stage = used % STAGES, tile = stages + stage * 2 * QUERY_BYTES;
-                barrier_wait(bars.full + 8 * stage, used / STAGES & 1);
+                const u32 stage = used % QUERY_STAGES, tile = stages + stage * 2 * QUERY_BYTES;
+                barrier_wait(bars.full + 8 * stage, used / QUERY_STAGES & 1);
                 scores<BQ>(s, k_tile, group_row, tile);
                 scores<BQ>(dp, v_tile, group_row, tile + QUERY_BYTES);
             };
             // From the scores of the tile asked for last to the sums it is added to.
             auto answer = [&](int i) {
-                const u32 stage = used % STAGES, tile = stages + stage * 2 * QUERY_BYTES;
-                const Statistics* row = rows[stage];
+                const u32 stage = used % QUERY_STAGES, tile = stages + stage * 2 * QUERY_BYTES;
                 const int t0 = (begin + i % per_head) * BQ, t1 = min(t0 + BQ, view.queries) - 1;
-                const bool all = view.all_seen(t0, t1, s0 + r0, 16);
-                const int upper = view.at(s0 + r0 + lane / 4), lower = view.at(s0 + r0 + 8 + lane / 4);
-#pragma unroll
-                for (int j = 0; j < BQ / 8; j++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        const int column = j * 8 + lane % 4 * 2 + e % 2;
-                        s[j][e] = exp2_fast(s[j][e] * c - row[column].log);
-                        if (!all && !view.sees(t0 + column, e < 2 ? upper : lower)) s[j][e] = 0;
-                    }
-#pragma unroll
-                for (int j = 0; j < BQ / 16; j++) as_left(p[j], s[2 * j], s[2 * j + 1]);
-                add<BQ>(dv_sum, p, tile + QUERY_BYTES);
-                products_wait<1>();
-                hold(dp);
+                if (!view.all_seen(t0, t1, s0 + r0, 16))
+                    hide_queries<BQ>(s, view, view.at(s0 + r0 + lane / 4), view.at(s0 + r0 + 8 + lane / 4), t0);
 #pragma unroll
                 for (int j = 0; j < BQ / 8; j++)
 #pragma unroll
                     for (int e = 0; e < 4; e++)
-                        dp[j][e] = s[j][e] * (dp[j][e] - row[j * 8 + lane % 4 * 2 + e % 2].delta);
+                        s[j][e] = exp2_fast(s[j][e] * c - logs[stage][j * 8 + lane % 4 * 2 + e % 2]);
 #pragma unroll
-                for (int j = 0; j < BQ / 16; j++) as_left(ds[j], dp[2 * j], dp[2 * j + 1]);
-                add<BQ>(dk_sum, ds, tile);
+                for (int j = 0; j < BQ / 16; j++) as_left(p[j], s[2 * j], s[2 * j + 1]);
+                add<BQ>(dv_sum, p, tile + QUERY_BYTES);
+                products_wait<0>();
+                hold(dp);
+                hold(dv_sum);
+#pragma unroll
+                for (int j = 0; j < BQ / 8; j++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        dp[j][e] = s[j][e] * (dp[j][e] - deltas[stage][j * 8 + lane % 4 * 2 + e % 2]);
+#pragma unroll
+                for (int j = 0; j < BQ / 16; j++) as_left(p[j], dp[2 * j], dp[2 * j + 1]);
+                add<BQ>(dk_sum, p, tile);
             };
             if (count > 0) {
                 barrier_wait(bars.kept_full, items++ & 1);
@@ -175,14 +177,14 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
                     hold(s);
                     hold(dk_sum);
                     hold(dv_sum);
-                    Barriers::release(bars.empty + 8 * ((used - 1) % STAGES));
+                    release(bars.empty + 8 * ((used - 1) % QUERY_STAGES));
                 }
                 answer(count - 1);
                 products_wait<0>();
                 hold(dk_sum);
                 hold(dv_sum);
-                Barriers::release(bars.empty + 8 * (used % STAGES));
-                Barriers::release(bars.kept_empty);
+                release(bars.empty + 8 * (used % QUERY_STAGES));
+                release(bars.kept_empty);
                 used++;
             }
             const u64 stride = call.kv_heads * HEAD_DIM, first_row = b * call.keys * stride + g * HEAD_DIM;
@@ -195,18 +197,23 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
 
 // ---- dq ----
 
+#if HEAD_DIM == 64
 #define BN 128
+#else
+#define BN 64
+#endif
+#define KEY_STAGES 4
 #define KEY_BYTES (BN * ROW_BYTES)
 
 extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
     query_gradients(bf16* dq, const __grid_constant__ Map q, const __grid_constant__ Map k,
-                    const __grid_constant__ Map v, const __grid_constant__ Map dout, const Statistics* statistics,
+                    const __grid_constant__ Map v, const __grid_constant__ Map dout, const float* statistics,
                     Call call, float scale) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    __shared__ alignas(8) u64 words[2 + 2 * STAGES];
-    const Barriers bars(words);
+    __shared__ alignas(8) u64 words[2 + 2 * KEY_STAGES];
+    const Barriers<KEY_STAGES> bars(words);
     const u32 q_tile = aligned_memory(), do_tile = q_tile + ROWS * ROW_BYTES, stages = do_tile + ROWS * ROW_BYTES;
-    const u32 out_tile = stages + STAGES * 2 * KEY_BYTES;
+    const u32 out_tile = stages + KEY_STAGES * 2 * KEY_BYTES;
     const u64 pairs = call.batch * call.heads, tiles = (call.queries + ROWS - 1) / ROWS;
     u32 items = 0, used = 0;
 
@@ -226,8 +233,8 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
             load_tile<ROWS>(q_tile, &q, h, t0, b, bars.kept_full);
             load_tile<ROWS>(do_tile, &dout, h, t0, b, bars.kept_full);
             for (int i = 0; i < key_tiles.count; i++, used++) {
-                const u32 stage = used % STAGES, tile = stages + stage * 2 * KEY_BYTES, full = bars.full + 8 * stage;
-                barrier_wait(bars.empty + 8 * stage, (used / STAGES & 1) ^ 1);
+                const u32 stage = used % KEY_STAGES, tile = stages + stage * 2 * KEY_BYTES, full = bars.full + 8 * stage;
+                barrier_wait(bars.empty + 8 * stage, (used / KEY_STAGES & 1) ^ 1);
                 barrier_expect(full, 2 * KEY_BYTES);
                 load_tile<BN>(tile, &k, g, key_tiles.tile(i) * BN, b, full);
                 load_tile<BN>(tile + KEY_BYTES, &v, g, key_tiles.tile(i) * BN, b, full);
@@ -235,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
         }
     } else {
         take_registers<240>();
-        const int lane = threadIdx.x % 32, group_row = (threadIdx.x / 128 - 1) * 64;
+        const int lane = threadIdx.x % 32, group_row = (warpgroup() - 1) * 64;
         const int r0 = group_row + threadIdx.x % 128 / 32 * 16;
         const float c = scale * LOG2E;
         for (u64 n = blockIdx.x; n < pairs * tiles; n += gridDim.x) {
@@ -244,39 +251,37 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
             const View view(call, b);
             const int t0 = item.tile * ROWS, t1 = min(t0 + ROWS, view.queries) - 1;
             const KeyTiles<BN> key_tiles(view, t0, t1);
-            Statistics row[2];
+            float log[2], delta[2];
 #pragma unroll
-            for (int half = 0; half < 2; half++)
-                row[half] = statistics[item.pair * statistics_rows(call) + t0 + r0 + 8 * half + lane / 4];
+            for (int half = 0; half < 2; half++) {
+                const float* from = statistics_of(statistics, call, item.pair) + t0 + r0 + 8 * half + lane / 4;
+                log[half] = from[0];
+                delta[half] = from[statistics_rows(call)];
+            }
             float sum[HEAD_DIM / 8][4] = {}, s[BN / 8][4], dp[BN / 8][4];
             u32 ds[BN / 16][4];
             auto ask = [&]() {
-                const u32 stage = used % STAGES, tile = stages + stage * 2 * KEY_BYTES;
-                barrier_wait(bars.full + 8 * stage, used / STAGES & 1);
+                const u32 stage = used % KEY_STAGES, tile = stages + stage * 2 * KEY_BYTES;
+                barrier_wait(bars.full + 8 * stage, used / KEY_STAGES & 1);
                 scores<BN>(s, q_tile, group_row, tile);
                 scores<BN>(dp, do_tile, group_row, tile + KEY_BYTES);
             };
             auto answer = [&](int i) {
                 const int s0 = key_tiles.tile(i) * BN;
-                const bool all = view.all_seen(t0 + r0, min(t0 + r0 + 15, t1), s0, BN);
+                hide_keys<BN>(s, view, s0, t0 + r0, t1, nullptr);
 #pragma unroll
                 for (int j = 0; j < BN / 8; j++)
 #pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        s[j][e] = exp2_fast(s[j][e] * c - row[e / 2].log);
-                        if (!all && !view.sees(t0 + r0 + e / 2 * 8 + lane / 4,
-                                               view.at(s0 + j * 8 + lane % 4 * 2 + e % 2)))
-                            s[j][e] = 0;
-                    }
+                    for (int e = 0; e < 4; e++) s[j][e] = exp2_fast(s[j][e] * c - log[e / 2]);
                 products_wait<0>();
                 hold(dp);
 #pragma unroll
                 for (int j = 0; j < BN / 8; j++)
 #pragma unroll
-                    for (int e = 0; e < 4; e++) dp[j][e] = s[j][e] * (dp[j][e] - row[e / 2].delta);
+                    for (int e = 0; e < 4; e++) dp[j][e] = s[j][e] * (dp[j][e] - delta[e / 2]);
 #pragma unroll
                 for (int j = 0; j < BN / 16; j++) as_left(ds[j], dp[2 * j], dp[2 * j + 1]);
-                add<BN>(sum, ds, stages + used % STAGES * 2 * KEY_BYTES);
+                add<BN>(sum, ds, stages + used % KEY_STAGES * 2 * KEY_BYTES);
             };
             if (key_tiles.count > 0) {
                 barrier_wait(bars.kept_full, items++ & 1);
@@ -290,13 +295,13 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
                     products_wait<1>();
                     hold(s);
                     hold(sum);
-                    Barriers::release(bars.empty + 8 * ((used - 1) % STAGES));
+                    release(bars.empty + 8 * ((used - 1) % KEY_STAGES));
                 }
                 answer(key_tiles.count - 1);
                 products_wait<0>();
                 hold(sum);
-                Barriers::release(bars.empty + 8 * (used % STAGES));
-                Barriers::release(bars.kept_empty);
+                release(bars.empty + 8 * (used % KEY_STAGES));
+                release(bars.kept_empty);
                 used++;
             }
             const u64 stride = call.heads * HEAD_DIM;

@@ -31,10 +31,27 @@ pub static KERNELS_F32: Source = Source {
 
 const OP: &str = "attention";
 
-/// Blocks that keep a large GPU's memory busy: two for each of 132 multiprocessors.
-const BLOCKS: usize = 264;
 /// Keys that are worth a block.
 const LEAST_KEYS: usize = 256;
+
+/// Splits of the keys of `units` heads, where `at_a_time` blocks run at a time: few, and whole rounds of blocks.
+fn splits(units: usize, at_a_time: usize, keys: usize) -> usize {
+    const MOST_ROUNDS: usize = 8;
+    let share = |splits: usize| {
+        let blocks = units * splits;
+        blocks as f64 / blocks.next_multiple_of(at_a_time) as f64
+    };
+    let most = (at_a_time * MOST_ROUNDS / units.max(1))
+        .min(keys / LEAST_KEYS)
+        .max(1);
+    let first = (1..=most).find(|&n| share(n) > 0.9);
+    first.unwrap_or_else(|| {
+        (1..=most)
+            .rev()
+            .max_by(|&a, &b| share(a).total_cmp(&share(b)))
+            .unwrap_or(1)
+    })
+}
 
 /// How a call is cut.
 struct Plan {
@@ -48,11 +65,12 @@ struct Plan {
 
 impl Plan {
     fn new(dims: &Dims, dtype: DType, slots: bool) -> Plan {
-        // `ROWS` of the sources, and the rows of the tiles that a block holds: q, and `STAGES` of k and v.
-        let (source, rows, tile_rows) = match (dtype, dims.dim) {
-            (DType::BF16, 256) => (&KERNELS, 16, 16 + 2 * 128),
-            (DType::BF16, _) => (&KERNELS, 16, 16 + 3 * 128),
-            _ => (&KERNELS_F32, 4, 0),
+        // `ROWS` of the sources, the rows of the tiles that a block holds (q, and `STAGES` of k and v), and how many
+        // blocks run at a time on a large GPU, of 132 multiprocessors.
+        let (source, rows, tile_rows, at_a_time) = match (dtype, dims.dim) {
+            (DType::BF16, 256) => (&KERNELS, 16, 16 + 2 * 128, 132),
+            (DType::BF16, _) => (&KERNELS, 16, 16 + 3 * 128, 2 * 132),
+            _ => (&KERNELS_F32, 4, 0, 3 * 132),
         };
         let chunks = dims.lanes().div_ceil(rows);
         let units = dims.batch * dims.kv_heads * chunks;
@@ -60,10 +78,7 @@ impl Plan {
             dtype,
             variant: variant(source, dtype, dims.dim, slots),
             chunks,
-            splits: BLOCKS
-                .div_ceil(units.max(1))
-                .min(dims.keys / LEAST_KEYS)
-                .max(1),
+            splits: splits(units, at_a_time, dims.keys),
             shared: shared_rows(tile_rows, dims.dim),
         }
     }

@@ -81,25 +81,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                     }
                 }
             }
-            if (!view.all_seen(w0, w1, s0, BN)) {
 #pragma unroll
-                for (int j = 0; j < BN / 8; j++)
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        const int column = j * 8 + lane % 4 * 2 + e;
-#if SLOTS
-                        const int at = stands[i % STAGES][column];
-#else
-                        const int at = view.at(s0 + column);
-#endif
-#pragma unroll
-                        for (int m = 0; m < BLOCKS; m++)
-#pragma unroll
-                            for (int half = 0; half < 2; half++)
-                                if (!view.sees(w0 + m * 16 + half * 8 + lane / 4, at))
-                                    s[m][j][2 * half + e] = negative_infinity<float>();
-                    }
-            }
+            for (int m = 0; m < BLOCKS; m++)
+                hide_keys<BN>(s[m], view, s0, w0 + 16 * m, t1, stands[i % STAGES]);
 #pragma unroll
             for (int m = 0; m < BLOCKS; m++)
 #pragma unroll

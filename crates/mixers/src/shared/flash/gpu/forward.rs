@@ -4,7 +4,7 @@ use weft_tensor::cuda::{Grid, Launch, Source};
 use weft_tensor::{DType, Result, Tensor};
 
 use super::super::Dims;
-use super::{Places, THREADS, shared_rows, variant, variants};
+use super::{Places, THREADS, hopper, shared_rows, variant, variants};
 
 /// The forward kernel.
 pub static KERNELS: Source = Source {
@@ -29,6 +29,9 @@ pub fn forward(
     places: &Places,
     scale: f64,
 ) -> Result<[Tensor; 2]> {
+    if let Some(seen) = hopper::keys_seen(dims, places, q.device()) {
+        return hopper::forward(dims, [q, k, v], places, seen, scale);
+    }
     let (queries, keys, stages) = tiles(dims.dim);
     let variant = variant(&KERNELS, DType::BF16, dims.dim, places.slots);
     let mut launch = Launch::new("attention", variant, q.device())?;

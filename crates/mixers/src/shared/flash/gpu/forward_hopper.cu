@@ -1,9 +1,15 @@
-// `forward.cu` for Hopper, keys as runs of positions, all of which are seen. One thread loads, two warpgroups compute: each has 64 queries of the block's
-// 128 and asks for the scores of the next tile before it adds the values of the last one, so that the softmax of one
+// `forward.cu` for Hopper, keys as runs of positions, all of which are seen. One thread loads, GROUPS warpgroups compute: each has 64
+// of the block's queries and asks for the scores of the next tile before it adds the values of the last one, so that the softmax of one
 // runs while the tensor cores work. A block stays on its multiprocessor and takes one item after the other, the next
 // item's loads running ahead.
 
-#define GROUPS 2
+#if GROUPS == 3
+#define REGISTERS 160
+#define LOADER_REGISTERS 32
+#else
+#define REGISTERS 240
+#define LOADER_REGISTERS 24
+#endif
 #define BM (64 * GROUPS)
 #define BN 128
 #define STAGES 2
@@ -13,6 +19,14 @@
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 extern __shared__ u128 memory[];
 
+
+// Each warpgroup's turn is a hardware barrier of its own, completed by the one before it.
+__device__ inline void turn_wait(int turn) {
+    asm volatile("bar.sync %0, 256;" ::"r"(turn + 1) : "memory");
+}
+__device__ inline void turn_pass(int turn) {
+    asm volatile("bar.arrive %0, 256;" ::"r"((turn + 1) % GROUPS + 1) : "memory");
+}
 
 // The weights of one tile in place of its scores; `decay` is what older sums shrink by.
 __device__ inline void softmax(float (&s)[BN / 8][4], float (&top)[2], float (&sum)[2], float (&decay)[2], float c) {
@@ -38,17 +52,6 @@ __device__ inline void softmax(float (&s)[BN / 8][4], float (&top)[2], float (&s
     }
 }
 
-__device__ inline void mask(float (&s)[BN / 8][4], const View& view, int s0, int row0, int last) {
-    if (view.all_seen(row0, min(row0 + 15, last), s0, BN)) return;
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int j = 0; j < BN / 8; j++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            const int at = view.at(s0 + j * 8 + lane % 4 * 2 + e % 2);
-            if (!view.sees(row0 + e / 2 * 8 + lane / 4, at)) s[j][e] = negative_infinity<float>();
-        }
-}
 #endif
 
 extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
@@ -78,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
     u32 items = 0, used = 0;
 
     if (threadIdx.x < 128) {
-        give_registers<24>();
+        give_registers<LOADER_REGISTERS>();
         if (threadIdx.x > 0) return;
         for (u64 n = blockIdx.x; n < pairs * tiles; n += gridDim.x) {
             const Item item(n, pairs, tiles, call.together, true);
@@ -103,10 +106,13 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
             }
         }
     } else {
-        take_registers<240>();
-        const int lane = threadIdx.x % 32, group_row = (threadIdx.x / 128 - 1) * 64;
+        take_registers<REGISTERS>();
+        const int lane = threadIdx.x % 32, group_row = (warpgroup() - 1) * 64;
         const int r0 = group_row + threadIdx.x % 128 / 32 * 16;
         const float c = scale * LOG2E;
+        // Warpgroups ask for products by turns, so that one computes weights while another's products run.
+        const int turn = warpgroup() - 1;
+        if (turn == GROUPS - 1) turn_pass(turn);
         auto release = [&](u32 bar) {
             __syncwarp();
             if (lane == 0) barrier_arrive(bar);
@@ -145,30 +151,35 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
                 products_wait<0>();
                 hold(s);
                 release(k_empty + 8 * (used % STAGES));
-                mask(s, view, key_tiles.tile(0) * BN, t0 + r0, t1);
+                hide_keys<BN>(s, view, key_tiles.tile(0) * BN, t0 + r0, t1, nullptr);
                 softmax(s, top, sum, decay, c);
 #pragma unroll
                 for (int j = 0; j < BN / 16; j++) as_left(p[j], s[2 * j], s[2 * j + 1]);
                 for (int i = 1; i < key_tiles.count; i++) {
                     const u32 last = used++;
                     barrier_wait(k_full + 8 * (used % STAGES), used / STAGES & 1);
+                    turn_wait(turn);
                     scores(used % STAGES);
                     barrier_wait(v_full + 8 * (last % STAGES), last / STAGES & 1);
                     add_values(last % STAGES);
+                    turn_pass(turn);
                     products_wait<1>();
                     hold(s);
                     release(k_empty + 8 * (used % STAGES));
-                    mask(s, view, key_tiles.tile(i) * BN, t0 + r0, t1);
+                    hide_keys<BN>(s, view, key_tiles.tile(i) * BN, t0 + r0, t1, nullptr);
                     softmax(s, top, sum, decay, c);
                     products_wait<0>();
                     hold(out);
                     release(v_empty + 8 * (last % STAGES));
 #pragma unroll
                     for (int j = 0; j < BN / 16; j++) as_left(p[j], s[2 * j], s[2 * j + 1]);
+                    // Most tiles raise no maximum.
+                    if (__any_sync(FULL_WARP, decay[0] < 1 || decay[1] < 1)) {
 #pragma unroll
-                    for (int d = 0; d < HEAD_DIM / 8; d++)
+                        for (int d = 0; d < HEAD_DIM / 8; d++)
 #pragma unroll
-                        for (int e = 0; e < 4; e++) out[d][e] *= decay[e / 2];
+                            for (int e = 0; e < 4; e++) out[d][e] *= decay[e / 2];
+                    }
                 }
                 release(q_empty);
                 items++;

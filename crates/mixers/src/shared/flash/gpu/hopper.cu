@@ -25,6 +25,9 @@ __device__ inline void barrier_wait(u32 bar, u32 parity) {
             : "r"(bar), "r"(parity)
             : "memory");
 }
+// Which warpgroup this is, in a register that a whole warp shares: so are addresses of its rows then.
+__device__ inline int warpgroup() { return __shfl_sync(FULL_WARP, (int)threadIdx.x / 128, 0); }
+
 template <int REGISTERS> __device__ inline void take_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }

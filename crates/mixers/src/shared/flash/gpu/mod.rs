@@ -4,6 +4,7 @@
 //! | kernels | dtype | for |
 //! |---|---|---|
 //! | `forward.cu`, `backward.cu` | bf16, sums and softmax in f32 | any T and S |
+//! | `forward_hopper.cu`, `backward_hopper.cu` | the same, on compute capability 9.0 | D 64 and 128, all sequences at one place |
 //! | `decode.cu` | bf16 | up to 8 queries without gradients |
 //! | `decode_f32.cu` | f32 | the same |
 //!
@@ -15,6 +16,7 @@
 mod backward;
 mod decode;
 mod forward;
+mod hopper;
 mod op;
 mod place;
 #[cfg(test)]
@@ -28,6 +30,7 @@ use super::Dims;
 pub use backward::KERNELS as BACKWARD;
 pub use decode::{KERNELS as DECODE, KERNELS_F32 as DECODE_F32};
 pub use forward::KERNELS as FORWARD;
+pub use hopper::{BACKWARD as BACKWARD_HOPPER, FORWARD as FORWARD_HOPPER};
 pub use op::{attend, attend_few};
 pub use place::{Place, Places};
 
@@ -79,7 +82,13 @@ fn serves(dims: &Dims, inputs: [&Tensor; 3], scale: f64) -> bool {
         && HEAD_DIMS.contains(&dims.dim)
         && dims.dim == dims.value_dim
         && dims.queries.max(dims.keys) < MOST_ROWS
+        && inputs.iter().all(|x| aligned(x))
         && scale > 0.0
+}
+
+/// Whether rows can be read 16 bytes at a time, of the tensor or of the copy that contiguous() would make.
+fn aligned(x: &Tensor) -> bool {
+    !x.is_contiguous() || (x.layout().offset * x.dtype().size()).is_multiple_of(16)
 }
 
 /// The variants of a source: each size of heads, keys as runs of positions or as slots.

@@ -5,7 +5,7 @@ use weft_tensor::{Context, DType, Error, Function, Result, Tensor, apply, recomp
 use super::super::Dims;
 use super::super::op::{Visibility, plain};
 use super::backward::Pass;
-use super::{FEW_QUERIES, HEAD_DIMS, Places, decode, few, forward, serves};
+use super::{FEW_QUERIES, HEAD_DIMS, Places, aligned, decode, few, forward, serves};
 
 /// o [B, T, Hq, D] and lse [B, Hq, T], both differentiable; `None` if no kernel serves such a call.
 pub fn attend(
@@ -91,7 +91,8 @@ impl Function for Attention {
         }
         let (out, lse) = (ctx.output(0)?, ctx.output(1)?);
         let dout = match &grads[0] {
-            Some(dout) => dout.contiguous()?,
+            Some(dout) if aligned(dout) => dout.contiguous()?,
+            Some(dout) => dout.mul_scalar(1.0)?,
             None => out.zeros_like(),
         };
         let dlse = grads[1].as_ref().map(Tensor::contiguous).transpose()?;

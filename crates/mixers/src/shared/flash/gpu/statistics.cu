@@ -7,39 +7,37 @@
 // queries and walk over the keys. Each computes p anew: adding dq up across blocks of keys would need atomics (whose
 // order changes) or waiting.
 
-struct alignas(8) Statistics {
-    float log, delta;
-};
-
 // Rows of statistics of a head: whole tiles of queries.
 __device__ inline u64 statistics_rows(const Call& c) { return (c.queries + 127) / 128 * 128; }
+// Those of a pair (sequence, head): statistics_rows times lse log2 e, then as many times delta.
+template <class F> __device__ inline F* statistics_of(F* all, const Call& c, u64 pair) {
+    return all + pair * 2 * statistics_rows(c);
+}
 
-// One warp for a row (b, t, h): lse log2 e beside delta [B, Hq, T padded], weights of 0 in the padding.
+// HEAD_DIM / 8 threads for a row (b, t, h): lse log2 e and delta, so that weights in the padding are 0.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    statistics(Statistics* out, const bf16* o, const bf16* dout, const float* lse, const float* dlse, Call call) {
+    statistics(float* out, const bf16* o, const bf16* dout, const float* lse, const float* dlse, Call call) {
     const u64 padded = statistics_rows(call), rows = call.batch * padded * call.heads;
-    const int lane = threadIdx.x % 32;
-    for (u64 n = thread_index() / 32; n < rows; n += thread_count() / 32) {
-        const u64 h = n % call.heads, t = n / call.heads % padded, b = n / call.heads / padded;
-        const u64 at = b * call.heads + h;
-        if (t >= call.queries) {
-            if (lane == 0) out[at * padded + t] = {-negative_infinity<float>(), 0.0f};
-            continue;
-        }
-        const u64 row = ((b * call.queries + t) * call.heads + h) * HEAD_DIM;
+    const int piece = threadIdx.x % PIECES * 8;
+    for (u64 n = blockIdx.x * (u64)(THREADS / PIECES); n < rows; n += gridDim.x * (u64)(THREADS / PIECES)) {
+        const u32 row = (u32)n + threadIdx.x / PIECES, heads = (u32)call.heads;
+        const u32 h = row % heads, t = row / heads % (u32)padded, b = row / heads / (u32)padded;
+        const bool real = row < rows && t < call.queries;
+        const u64 at = ((b * call.queries + t) * call.heads + h) * HEAD_DIM + piece;
         float sum = 0;
+        if (real) {
+            const Vec<bf16, 8> x = *(const Vec<bf16, 8>*)(o + at), y = *(const Vec<bf16, 8>*)(dout + at);
 #pragma unroll
-        for (int i = lane * 2; i < HEAD_DIM; i += 64) {
-            const Vec<bf16, 2> x = *(const Vec<bf16, 2>*)(o + row + i);
-            const Vec<bf16, 2> y = *(const Vec<bf16, 2>*)(dout + row + i);
-            sum += up(x.v[0]) * up(y.v[0]) + up(x.v[1]) * up(y.v[1]);
+            for (int i = 0; i < 8; i++) sum += up(x.v[i]) * up(y.v[i]);
         }
-        sum = combine<32>(sum, [](float x, float y) { return x + y; });
-        if (lane == 0) {
-            const float log = lse[at * call.queries + t];
-            // A query that sees nothing has weights 2^(-inf - inf) = 0.
-            out[at * padded + t].log = log == negative_infinity<float>() ? -log : log * LOG2E;
-            out[at * padded + t].delta = sum - (dlse ? dlse[at * call.queries + t] : 0.0f);
-        }
+#pragma unroll
+        for (int by = PIECES / 2; by > 0; by /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, by);
+        if (piece > 0 || row >= rows) continue;
+        const u64 pair = (u64)b * call.heads + h, in = pair * call.queries + t;
+        // A query that sees nothing has weights 2^(-inf - inf) = 0, as the padding has.
+        const float log = real ? lse[in] : negative_infinity<float>();
+        float* to = statistics_of(out, call, pair) + t;
+        to[0] = log == negative_infinity<float>() ? -log : log * LOG2E;
+        to[padded] = real ? sum - (dlse ? dlse[in] : 0.0f) : 0.0f;
     }
 }

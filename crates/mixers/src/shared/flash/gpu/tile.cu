@@ -57,7 +57,7 @@ struct View {
 #endif
     }
     __device__ bool sees(int t, int at) const {
-        return at <= t && at >= low && (t - at < window || at < sink_end);
+        return (at <= t) & (at >= low) & ((t - at < window) | (at < sink_end));
     }
     // Whether any query of the call sees it. Other keys are never loaded: they may hold anything.
     __device__ bool seen(int at) const { return at < queries && sees(at > 0 ? at : 0, at); }
@@ -80,6 +80,58 @@ struct View {
 #endif
     }
 };
+
+// Scores [16, N] of the queries from row0 on (up to `last`, in all) and the keys from s0 on: those that the query does not
+// see become -infinity. `stands` says where the keys stand, if they are slots. No branch depends on a thread.
+template <int N>
+__device__ inline void hide_keys(float (&s)[N / 8][4], const View& view, int s0, int row0, int last, const int* stands) {
+    if (view.all_seen(row0, min(row0 + 15, last), s0, N)) return;
+    const int lane = threadIdx.x % 32;
+#if !SLOTS
+    const bool near = row0 + 16 - view.window + view.shift <= s0 && view.low + view.shift <= s0;
+#endif
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int t = row0 + half * 8 + lane / 4;
+#if !SLOTS
+        // Columns of this thread that the query sees, but for the thread's own offset: first ..= end, and sinks.
+        const int offset = view.shift - s0 - lane % 4 * 2, low = view.low + offset, sinks = view.sink_end + offset;
+        const int end = min(t + offset, view.keys - 1 - s0 - lane % 4 * 2), first = max(low, t - view.window + 1 + offset);
+#endif
+#pragma unroll
+        for (int j = 0; j < N / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                const int column = j * 8 + e;
+#if SLOTS
+                const bool seen = view.sees(t, stands[column + lane % 4 * 2]);
+#else
+                const bool seen =
+                    (column <= end) & (near | (column >= first) | ((column >= low) & (column < sinks)));
+#endif
+                s[j][2 * half + e] = seen ? s[j][2 * half + e] : negative_infinity<float>();
+            }
+    }
+}
+// The same, transposed: scores [16, N] of keys that stand at `upper` and `lower` (the thread's two rows) and queries from
+// t0 on.
+template <int N>
+__device__ inline void hide_queries(float (&s)[N / 8][4], const View& view, int upper, int lower, int t0) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int at = half ? lower : upper, offset = t0 + threadIdx.x % 4 * 2;
+        const int first = at < view.low ? NOWHERE : at - offset;
+        const int end = at < view.sink_end ? NOWHERE : at + view.window - offset;
+#pragma unroll
+        for (int j = 0; j < N / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                const int column = j * 8 + e;
+                s[j][2 * half + e] =
+                    (column >= first) & (column < end) ? s[j][2 * half + e] : negative_infinity<float>();
+            }
+    }
+}
 
 // The tiles of N rows that hold the keys which queries t0 ..= t1 may see: those of the sinks, then the others.
 template <int N> struct KeyTiles {
@@ -117,8 +169,8 @@ __device__ inline u32 shared_address(const void* p) { return (u32)__cvta_generic
 __device__ inline void copy16(u32 to, const void* from, bool real) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0) : "memory");
 }
-__device__ inline void copy8(u32 to, const void* from, bool real) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(real ? 8 : 0) : "memory");
+__device__ inline void copy4(u32 to, const void* from, bool real) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(real ? 4 : 0) : "memory");
 }
 __device__ inline void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT> __device__ inline void copies_wait() {
