@@ -1,0 +1,349 @@
+// The chain over chunks, from what `prepare` or `prepare_scalar` left of each, with state S [KD, V] in f32:
+//
+//   u = U - W S     o = Q S + P u     S <- diag(last) S + K^T u
+//
+// or, with a factor for each row and tiles of q, k and v as they are (SCALAR; d_b, d_w, d_k, d_q, last in `factors`):
+//
+//   u = T (d_w v - d_b k S)     o = d_q q S + P u     S <- last S + (d_k k)^T u
+//
+// Everything is computed turned: S^T, u^T and o^T have value columns as rows, so that a warp with 16 columns keeps its
+// part of S and u in registers, as results and as left operands, and never waits for another warp's part. For each 16
+// columns a second warp computes o, one step behind: it gets S and u in bf16 through shared memory. Two more warps load
+// the next chunks' tiles. A chunk has two phases with a barrier before each: u needs S, then S needs u.
+//
+// A block does COLUMNS columns of one value head of one sequence. `before` (S before each chunk, [.., KD, V]) and `added`
+// (u, [.., C, V]), both in bf16, may be null.
+
+#define PAIRS (COLUMNS / 16)
+#define LOADERS 2
+#define THREADS (32 * (2 * PAIRS + LOADERS))
+#define ROWS (4 * C + 4)
+#define KEY_TILE (C * KD * 2)
+#define SQUARE (C * C * 2)
+#define VALUE_TILE (C * COLUMNS * 2)
+#if SCALAR
+#define FACTORS (ROWS * 4)
+// q | k | v | T | P | factors
+#define SLOT (2 * KEY_TILE + VALUE_TILE + 2 * SQUARE + 2048)
+#else
+#define FACTORS (KD * 4)
+// Q | K | U | W | P | last
+#define SLOT (3 * KEY_TILE + VALUE_TILE + SQUARE + 1024)
+#endif
+// S and u as left operands, for each pair of warps.
+#define STATE_PART (KD / 16 * 512)
+#define ADDED_PART (C / 16 * 512)
+
+struct Tiles {
+    char *q, *k, *v, *square, *p;
+    float* factors;
+};
+
+__device__ inline Tiles tiles(char* memory, u64 i) {
+    char* at = memory + i % RING * SLOT;
+    Tiles x;
+    x.q = at;
+    x.k = x.q + KEY_TILE;
+    x.v = x.k + KEY_TILE;
+    // T or W.
+    x.square = x.v + VALUE_TILE;
+    x.p = x.square + (SCALAR ? SQUARE : KEY_TILE);
+    x.factors = (float*)(x.p + SQUARE);
+    return x;
+}
+
+// A [C, N] tile from rows `pitch` apart, 0 from row `rows` on, by the loading warps. TRIANGLE: only what is on or below the
+// diagonal of blocks of 16.
+template <int N, bool TRIANGLE>
+__device__ inline void fetch(char* tile, const bf16* from, u64 pitch, int rows, int thread) {
+#pragma unroll 4
+    for (int i = thread; i < C * N / 8; i += 32 * LOADERS) {
+        const int r = i / (N / 8), piece = i % (N / 8);
+        if (TRIANGLE && piece / 2 > r / 16) continue;
+        copy16(shared_address(tile + place<N>(r, piece)), from + (r < rows ? r : 0) * pitch + piece * 8, r < rows);
+    }
+}
+
+struct Operands {
+    const bf16 *q, *k, *v, *left, *inverse, *reads;
+    const float* factors;
+};
+
+// The chunk's tiles that the first phase needs.
+__device__ inline void fetch_first(Tiles x, const Operands& from, u64 pitch, int rows, u64 tile, u64 first, u64 values,
+                                   int thread) {
+#if SCALAR
+    fetch<KD, false>(x.q, from.q + first * pitch, pitch, rows, thread);
+    fetch<COLUMNS, false>(x.v, from.v + first * pitch, pitch, rows, thread);
+    fetch<C, true>(x.square, from.inverse + tile * C * C, C, C, thread);
+#else
+    fetch<KD, false>(x.square, from.left + tile * C * KD, KD, C, thread);
+    fetch<COLUMNS, false>(x.v, from.v + tile * C * values, values, C, thread);
+    fetch<KD, false>(x.q, from.q + tile * C * KD, KD, C, thread);
+#endif
+}
+
+// The others.
+__device__ inline void fetch_second(Tiles x, const Operands& from, u64 pitch, int rows, u64 tile, u64 first, int thread) {
+#if SCALAR
+    fetch<KD, false>(x.k, from.k + first * pitch, pitch, rows, thread);
+#else
+    fetch<KD, false>(x.k, from.k + tile * C * KD, KD, C, thread);
+#endif
+    fetch<C, true>(x.p, from.reads + tile * C * C, C, C, thread);
+    for (int i = thread; i < FACTORS / 16; i += 32 * LOADERS)
+        copy16(shared_address(x.factors + 4 * i), from.factors + tile * (FACTORS / 4) + 4 * i, true);
+}
+
+__device__ inline void meet() { barrier(0, THREADS); }
+
+// Two columns of rows 8 j + 2 t of a turned result: the factors of those rows.
+__device__ inline float2 of_rows(const float* factors, int j, int t) { return *(const float2*)(factors + 8 * j + 2 * t); }
+
+__device__ inline void scale(float (&x)[4], float2 by) {
+    x[0] *= by.x;
+    x[1] *= by.y;
+    x[2] *= by.x;
+    x[3] *= by.y;
+}
+
+// x^T += left tile^T over KD channels; left from shared memory, as it was put there. `sign` flips the left operand's signs.
+__device__ inline void times_keys(float (&x)[8][4], const char* left, u32 tile, u32 offset, u32 sign, int lane) {
+#pragma unroll
+    for (int c = 0; c < KD / 16; c++) {
+        const uint4 l = *(const uint4*)(left + (c * 32 + lane) * 16);
+        const u32 a[4] = {l.x ^ sign, l.y ^ sign, l.z ^ sign, l.w ^ sign};
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            u32 right[4];
+            load4(right, tile + (offset ^ 32 * c) + 16 * j * KD * 2);
+            multiply(x[2 * j], a, right[0], right[1]);
+            multiply(x[2 * j + 1], a, right[2], right[3]);
+        }
+    }
+}
+
+// x^T += left tile^T for a lower triangular [C, C] tile, one block of 16 columns.
+__device__ inline void times_square(float (&x)[8][4], const u32 (&a)[4], u32 tile, u32 offset, int c) {
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        if (j >= c) {
+            u32 right[4];
+            load4(right, tile + (offset ^ 32 * c) + 16 * j * C * 2);
+            multiply(x[2 * j], a, right[0], right[1]);
+            multiply(x[2 * j + 1], a, right[2], right[3]);
+        }
+}
+
+// [16 columns, 16 rows] of a turned left operand to 16 rows in memory.
+__device__ inline void store_turned(bf16* to, u64 pitch, const u32 (&a)[4], int limit, int lane) {
+    const int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int y = 0; y < 2; y++)
+#pragma unroll
+        for (int x = 0; x < 2; x++) {
+            const u32 out = turned(a[2 * y + x]);
+            if (8 * y + g < limit) *(u32*)(to + (8 * y + g) * pitch + 8 * x + 2 * t) = out;
+        }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    scan(bf16* o, float* after, bf16* before, bf16* added, const float* initial, const bf16* q, const bf16* k,
+         const bf16* v, const bf16* left, const bf16* inverse, const bf16* reads, const float* factors,
+         const i64* starts, u64 sequences, u64 tokens, u64 slots, u64 heads, u64 value_heads, u64 values) {
+    extern __shared__ __align__(1024) char memory[];
+    char* states = memory + RING * SLOT;
+    char* us = states + PAIRS * STATE_PART;
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
+    const u64 parts = values / COLUMNS, repeat = value_heads / heads;
+    const u64 width = 2 * heads * KD + value_heads * values;
+    // Of a lane, in the right operand of a product.
+    const u32 keys_at = place<KD>(lane / 16 * 8 + lane % 8, lane / 8 % 2), turned_at = place<KD>(lane % 16, lane / 16);
+    const u32 square_at = place<C>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    for (u64 item = blockIdx.x; item < sequences * value_heads * parts; item += gridDim.x) {
+        const u64 part = item % parts, hv = item / parts % value_heads, i = item / parts / value_heads;
+        const Sequence here = sequence(starts, i, tokens, slots);
+        const u64 count = (here.tokens + C - 1) / C;
+        const u64 base = starts ? hv * slots + here.slot : (i * value_heads + hv) * slots;
+        if (warp < LOADERS) {
+            Operands from = {q, k, v + part * COLUMNS, left, inverse, reads, factors};
+            if (SCALAR) {
+                from.q = q + hv / repeat * KD;
+                from.k = from.q + heads * KD;
+                from.v = q + 2 * heads * KD + hv * values + part * COLUMNS;
+            }
+            const auto rows = [&](u64 c) { return (int)(here.tokens - c * C < C ? here.tokens - c * C : C); };
+            const auto first = [&](u64 c) {
+                if (c < count)
+                    fetch_first(tiles(memory, c), from, width, rows(c), base + c, here.first + c * C, values, thread);
+                commit();
+            };
+            const auto second = [&](u64 c) {
+                if (c < count)
+                    fetch_second(tiles(memory, c), from, width, rows(c), base + c, here.first + c * C, thread);
+                commit();
+            };
+            for (u64 c = 0; c < RING; c++) {
+                first(c);
+                if (c + 1 < RING) second(c);
+            }
+            for (u64 c = 0; c < count; c++) {
+                // With SCALAR the second tiles must be there too.
+                arrived<SCALAR ? 2 * RING - 3 : 2 * RING - 2>();
+                meet();
+                second(c + RING - 1);
+                arrived<2 * RING - 2>();
+                meet();
+                first(c + RING);
+            }
+            arrived<0>();
+        } else if (warp < LOADERS + PAIRS) {
+            const int pair = warp - LOADERS;
+            char* state = states + pair * STATE_PART;
+            char* own = us + pair * ADDED_PART;
+            const u64 column = part * COLUMNS + 16 * pair;
+            const u64 at = (i * value_heads + hv) * KD * values + column;
+            // S^T: columns g and g + 8; channels 8 j + 2 t and the next.
+            float s[KD / 8][4];
+#pragma unroll
+            for (int j = 0; j < KD / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    s[j][e] = initial[at + (8 * j + 2 * t + e % 2) * values + g + e / 2 * 8];
+            const auto share = [&] {
+#pragma unroll
+                for (int c = 0; c < KD / 16; c++) {
+                    u32 a[4];
+                    as_left(a, s[2 * c], s[2 * c + 1]);
+                    *(uint4*)(state + (c * 32 + lane) * 16) = make_uint4(a[0], a[1], a[2], a[3]);
+                }
+            };
+            share();
+            const u32 value_at = place<COLUMNS>(lane / 16 * 8 + lane % 8, 2 * pair + lane / 8 % 2);
+            for (u64 c = 0; c < count; c++) {
+                const Tiles x = tiles(memory, c);
+                meet();
+                float u[8][4];
+                u32 scaled[4][4];
+                {
+                    const auto values_at = [&](float (&out)[8][4]) {
+#pragma unroll
+                        for (int j = 0; j < 4; j++) {
+                            u32 in[4];
+                            load4_turned(in, shared_address(x.v) + value_at + 16 * j * COLUMNS * 2);
+#pragma unroll
+                            for (int e = 0; e < 4; e++) {
+                                out[2 * j + e / 2][e % 2 * 2] = low(in[e]);
+                                out[2 * j + e / 2][e % 2 * 2 + 1] = high(in[e]);
+                            }
+                        }
+                    };
+#if SCALAR
+                    float read[8][4] = {}, rest[8][4];
+                    times_keys(read, state, shared_address(x.k), keys_at, 0, lane);
+                    values_at(rest);
+#pragma unroll
+                    for (int j = 0; j < 8; j++) {
+                        scale(rest[j], of_rows(x.factors + C, j, t));
+                        scale(read[j], of_rows(x.factors, j, t));
+#pragma unroll
+                        for (int e = 0; e < 4; e++) {
+                            rest[j][e] -= read[j][e];
+                            u[j][e] = 0;
+                        }
+                    }
+#pragma unroll
+                    for (int r = 0; r < 4; r++) {
+                        u32 a[4];
+                        as_left(a, rest[2 * r], rest[2 * r + 1]);
+                        times_square(u, a, shared_address(x.square), square_at, r);
+                    }
+#else
+                    values_at(u);
+                    times_keys(u, state, shared_address(x.square), keys_at, 0x80008000u, lane);
+#endif
+                }
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+                    u32 a[4];
+                    as_left(a, u[2 * r], u[2 * r + 1]);
+                    *(uint4*)(own + (r * 32 + lane) * 16) = make_uint4(a[0], a[1], a[2], a[3]);
+                    if (added) store_turned(added + ((base + c) * C + 16 * r) * values + column, values, a, C, lane);
+#if SCALAR
+#pragma unroll
+                    for (int n = 0; n < 2; n++) scale(u[2 * r + n], of_rows(x.factors + 2 * C, 2 * r + n, t));
+                    as_left(scaled[r], u[2 * r], u[2 * r + 1]);
+#else
+#pragma unroll
+                    for (int e = 0; e < 4; e++) scaled[r][e] = a[e];
+#endif
+                }
+                if (before)
+#pragma unroll
+                    for (int r = 0; r < KD / 16; r++) {
+                        const uint4 l = *(const uint4*)(state + (r * 32 + lane) * 16);
+                        const u32 a[4] = {l.x, l.y, l.z, l.w};
+                        store_turned(before + ((base + c) * KD + 16 * r) * values + column, values, a, C, lane);
+                    }
+                meet();
+#pragma unroll
+                for (int j = 0; j < KD / 8; j++) {
+#if SCALAR
+                    scale(s[j], make_float2(x.factors[4 * C], x.factors[4 * C]));
+#else
+                    scale(s[j], of_rows(x.factors, j, t));
+#endif
+                }
+                const u32 keys = shared_address(x.k);
+#pragma unroll
+                for (int r = 0; r < 4; r++)
+#pragma unroll
+                    for (int j = 0; j < KD / 8; j += 2) {
+                        u32 right[4];
+                        load4_turned(right, keys + (turned_at ^ 16 * j) + 16 * r * KD * 2);
+                        multiply(s[j], scaled[r], right[0], right[1]);
+                        multiply(s[j + 1], scaled[r], right[2], right[3]);
+                    }
+                share();
+            }
+#pragma unroll
+            for (int j = 0; j < KD / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    after[at + (8 * j + 2 * t + e % 2) * values + g + e / 2 * 8] = s[j][e];
+        } else {
+            const int pair = warp - LOADERS - PAIRS;
+            const char* state = states + pair * STATE_PART;
+            const char* own = us + pair * ADDED_PART;
+            bf16* to = o + (here.first * value_heads + hv) * values + part * COLUMNS + 16 * pair;
+            for (u64 c = 0; c < count; c++) {
+                const Tiles x = tiles(memory, c);
+                float out[8][4] = {};
+                meet();
+                times_keys(out, state, shared_address(x.q), keys_at, 0, lane);
+#if SCALAR
+#pragma unroll
+                for (int j = 0; j < 8; j++) scale(out[j], of_rows(x.factors + 3 * C, j, t));
+#endif
+                meet();
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+                    const uint4 l = *(const uint4*)(own + (r * 32 + lane) * 16);
+                    const u32 a[4] = {l.x, l.y, l.z, l.w};
+                    times_square(out, a, shared_address(x.p), square_at, r);
+                }
+                const u64 done = c * C;
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+                    u32 a[4];
+                    as_left(a, out[2 * r], out[2 * r + 1]);
+                    const u64 row = done + 16 * r;
+                    const int limit = here.tokens > row ? (here.tokens - row < 16 ? (int)(here.tokens - row) : 16) : 0;
+                    store_turned(to + row * value_heads * values, value_heads * values, a, limit, lane);
+                }
+            }
+        }
+        // Nobody loads over what another warp still reads.
+        meet();
+    }
+}
