@@ -182,9 +182,9 @@ __device__ inline void written(char* tile, const bf16* v, u64 width, const float
 
 extern "C" __global__ void __launch_bounds__(THREADS, KD > 128 ? 1 : 2)
     prepare(bf16* keys_w, bf16* queries, bf16* keys, bf16* values_u, bf16* reads, bf16* inverse, float* last,
-            const bf16* qkv, Gate decay, Gate erase, Gate write, const i64* starts, u64 sequences, u64 tokens, u64 slots,
-            u64 heads, u64 value_heads, u64 values) {
-    extern __shared__ u128 memory[];
+            const bf16* qkv, Gate decay, Gate erase, Gate write, const i64* starts, u32 sequences, u32 tokens, u32 slots,
+            u32 heads, u32 value_heads, u32 values) {
+    extern __shared__ __align__(1024) char memory[];
     __shared__ alignas(16) float norm_k[C], norm_q[C], norm_b[C], totals[THREADS];
     float* sums = (float*)memory;
     char* q = (char*)(sums + C * SUMS);
@@ -195,23 +195,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, KD > 128 ? 1 : 2)
     const bool each = erase.width > 1;
     char* bk = each ? (char*)(matrix + C * PITCH) : k;
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
-    const u64 width = 2 * heads * KD + value_heads * values, repeat = value_heads / heads;
-    const u64 all = starts ? slots : sequences * slots;
-    for (u64 item = blockIdx.x; item < all * value_heads; item += gridDim.x) {
-        const u64 slot = item / value_heads, hv = item % value_heads, h = hv / repeat;
+    const u32 width = 2 * heads * KD + value_heads * values, repeat = value_heads / heads;
+    const u32 all = starts ? slots : sequences * slots;
+    for (u32 item = blockIdx.x; item < all * value_heads; item += gridDim.x) {
+        const u32 slot = item / value_heads, hv = item % value_heads, h = hv / repeat;
         const Chunk here = chunk(starts, sequences, slot, tokens, slots);
         if (here.tokens == 0) continue;
-        const u64 tile = (slot / slots * value_heads + hv) * slots + slot % slots;
+        const u64 tile = (u64)(slot / slots * value_heads + hv) * slots + slot % slots;
         const bf16* row = qkv + here.first * width + h * KD;
         __syncthreads();
-#pragma unroll 4
-        for (int i = thread; i < C * KD / 8; i += THREADS) {
-            const int r = i / (KD / 8), piece = i % (KD / 8);
-            const bf16* from = row + (r < here.tokens ? r : 0) * width + piece * 8;
-            const u32 to = place<KD>(r, piece);
-            copy16(shared_address(q + to), from, r < here.tokens);
-            copy16(shared_address(k + to), from + heads * KD, r < here.tokens);
-        }
+        fetch<KD, THREADS>(q, row, width, here.tokens, thread);
+        fetch<KD, THREADS>(k, row + heads * KD, width, here.tokens, thread);
         commit();
         {
             constexpr int count = C / SEGMENTS;
@@ -239,8 +233,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, KD > 128 ? 1 : 2)
         }
         arrived<0>();
         __syncthreads();
-        norms<KD>(q, norm_q, 8 * warp, lane, rsqrtf((float)KD), 8);
-        norms<KD>(k, norm_k, 8 * warp, lane, 1.0f, 8);
+        if (warp < 4) norms<KD>(q, norm_q, 16 * warp, lane, rsqrtf((float)KD));
+        else norms<KD>(k, norm_k, 16 * (warp - 4), lane, 1.0f);
         if (each) {
             const float* b = erase.data + (here.first * erase.heads + (erase.heads == heads ? h : hv)) * KD;
             for (int i = thread; i < C * KD / 8; i += THREADS) {

@@ -39,7 +39,7 @@ struct Tiles {
     float* factors;
 };
 
-__device__ inline Tiles tiles(char* memory, u64 i) {
+__device__ inline Tiles tiles(char* memory, u32 i) {
     char* at = memory + i % RING * SLOT;
     Tiles x;
     x.q = at;
@@ -52,45 +52,33 @@ __device__ inline Tiles tiles(char* memory, u64 i) {
     return x;
 }
 
-// A [C, N] tile from rows `pitch` apart, 0 from row `rows` on, by the loading warps. TRIANGLE: only what is on or below the
-// diagonal of blocks of 16.
-template <int N, bool TRIANGLE>
-__device__ inline void fetch(char* tile, const bf16* from, u64 pitch, int rows, int thread) {
-#pragma unroll 4
-    for (int i = thread; i < C * N / 8; i += 32 * LOADERS) {
-        const int r = i / (N / 8), piece = i % (N / 8);
-        if (TRIANGLE && piece / 2 > r / 16) continue;
-        copy16(shared_address(tile + place<N>(r, piece)), from + (r < rows ? r : 0) * pitch + piece * 8, r < rows);
-    }
-}
-
 struct Operands {
     const bf16 *q, *k, *v, *left, *inverse, *reads;
     const float* factors;
 };
 
 // The chunk's tiles that the first phase needs.
-__device__ inline void fetch_first(Tiles x, const Operands& from, u64 pitch, int rows, u64 tile, u64 first, u64 values,
+__device__ inline void fetch_first(Tiles x, const Operands& from, u32 pitch, int rows, u64 tile, u64 first, u32 values,
                                    int thread) {
 #if SCALAR
-    fetch<KD, false>(x.q, from.q + first * pitch, pitch, rows, thread);
-    fetch<COLUMNS, false>(x.v, from.v + first * pitch, pitch, rows, thread);
-    fetch<C, true>(x.square, from.inverse + tile * C * C, C, C, thread);
+    fetch<KD, 32 * LOADERS>(x.q, from.q + first * pitch, pitch, rows, thread);
+    fetch<COLUMNS, 32 * LOADERS>(x.v, from.v + first * pitch, pitch, rows, thread);
+    fetch<C, 32 * LOADERS, true>(x.square, from.inverse + tile * C * C, C, C, thread);
 #else
-    fetch<KD, false>(x.square, from.left + tile * C * KD, KD, C, thread);
-    fetch<COLUMNS, false>(x.v, from.v + tile * C * values, values, C, thread);
-    fetch<KD, false>(x.q, from.q + tile * C * KD, KD, C, thread);
+    fetch<KD, 32 * LOADERS>(x.square, from.left + tile * C * KD, KD, C, thread);
+    fetch<COLUMNS, 32 * LOADERS>(x.v, from.v + tile * C * values, values, C, thread);
+    fetch<KD, 32 * LOADERS>(x.q, from.q + tile * C * KD, KD, C, thread);
 #endif
 }
 
 // The others.
-__device__ inline void fetch_second(Tiles x, const Operands& from, u64 pitch, int rows, u64 tile, u64 first, int thread) {
+__device__ inline void fetch_second(Tiles x, const Operands& from, u32 pitch, int rows, u64 tile, u64 first, int thread) {
 #if SCALAR
-    fetch<KD, false>(x.k, from.k + first * pitch, pitch, rows, thread);
+    fetch<KD, 32 * LOADERS>(x.k, from.k + first * pitch, pitch, rows, thread);
 #else
-    fetch<KD, false>(x.k, from.k + tile * C * KD, KD, C, thread);
+    fetch<KD, 32 * LOADERS>(x.k, from.k + tile * C * KD, KD, C, thread);
 #endif
-    fetch<C, true>(x.p, from.reads + tile * C * C, C, C, thread);
+    fetch<C, 32 * LOADERS, true>(x.p, from.reads + tile * C * C, C, C, thread);
     for (int i = thread; i < FACTORS / 16; i += 32 * LOADERS)
         copy16(shared_address(x.factors + 4 * i), from.factors + tile * (FACTORS / 4) + 4 * i, true);
 }
@@ -136,35 +124,36 @@ __device__ inline void times_square(float (&x)[8][4], const u32 (&a)[4], u32 til
 }
 
 // [16 columns, 16 rows] of a turned left operand to 16 rows in memory.
-__device__ inline void store_turned(bf16* to, u64 pitch, const u32 (&a)[4], int limit, int lane) {
+__device__ inline void store_turned(bf16* to, u32 pitch, const u32 (&a)[4], int limit, int lane) {
     const int g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int y = 0; y < 2; y++)
 #pragma unroll
         for (int x = 0; x < 2; x++) {
             const u32 out = turned(a[2 * y + x]);
-            if (8 * y + g < limit) *(u32*)(to + (8 * y + g) * pitch + 8 * x + 2 * t) = out;
+            if (8 * y + g < limit) *(u32*)(to + (u64)(8 * y + g) * pitch + 8 * x + 2 * t) = out;
         }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     scan(bf16* o, float* after, bf16* before, bf16* added, const float* initial, const bf16* q, const bf16* k,
          const bf16* v, const bf16* left, const bf16* inverse, const bf16* reads, const float* factors,
-         const i64* starts, u64 sequences, u64 tokens, u64 slots, u64 heads, u64 value_heads, u64 values) {
+         const i64* starts, u32 sequences, u32 tokens, u32 slots, u32 heads, u32 value_heads, u32 values) {
     extern __shared__ __align__(1024) char memory[];
     char* states = memory + RING * SLOT;
     char* us = states + PAIRS * STATE_PART;
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
-    const u64 parts = values / COLUMNS, repeat = value_heads / heads;
-    const u64 width = 2 * heads * KD + value_heads * values;
+    const u32 parts = values / COLUMNS, repeat = value_heads / heads;
+    const u32 width = 2 * heads * KD + value_heads * values;
     // Of a lane, in the right operand of a product.
     const u32 keys_at = place<KD>(lane / 16 * 8 + lane % 8, lane / 8 % 2), turned_at = place<KD>(lane % 16, lane / 16);
     const u32 square_at = place<C>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-    for (u64 item = blockIdx.x; item < sequences * value_heads * parts; item += gridDim.x) {
-        const u64 part = item % parts, hv = item / parts % value_heads, i = item / parts / value_heads;
+    for (u32 item = blockIdx.x; item < sequences * value_heads * parts; item += gridDim.x) {
+        const u32 unit = item / parts;
+        const u32 part = item % parts, hv = unit % value_heads, i = unit / value_heads;
         const Sequence here = sequence(starts, i, tokens, slots);
-        const u64 count = (here.tokens + C - 1) / C;
-        const u64 base = starts ? hv * slots + here.slot : (i * value_heads + hv) * slots;
+        const u32 count = (here.tokens + C - 1) / C;
+        const u64 base = starts ? (u64)hv * slots + here.slot : ((u64)i * value_heads + hv) * slots;
         if (warp < LOADERS) {
             Operands from = {q, k, v + part * COLUMNS, left, inverse, reads, factors};
             if (SCALAR) {
@@ -172,22 +161,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 from.k = from.q + heads * KD;
                 from.v = q + 2 * heads * KD + hv * values + part * COLUMNS;
             }
-            const auto rows = [&](u64 c) { return (int)(here.tokens - c * C < C ? here.tokens - c * C : C); };
-            const auto first = [&](u64 c) {
+            const auto rows = [&](u32 c) { return (int)(here.tokens - c * C < C ? here.tokens - c * C : C); };
+            const auto first = [&](u32 c) {
                 if (c < count)
                     fetch_first(tiles(memory, c), from, width, rows(c), base + c, here.first + c * C, values, thread);
                 commit();
             };
-            const auto second = [&](u64 c) {
+            const auto second = [&](u32 c) {
                 if (c < count)
                     fetch_second(tiles(memory, c), from, width, rows(c), base + c, here.first + c * C, thread);
                 commit();
             };
-            for (u64 c = 0; c < RING; c++) {
+            for (u32 c = 0; c < RING; c++) {
                 first(c);
                 if (c + 1 < RING) second(c);
             }
-            for (u64 c = 0; c < count; c++) {
+            for (u32 c = 0; c < count; c++) {
                 // With SCALAR the second tiles must be there too.
                 arrived<SCALAR ? 2 * RING - 3 : 2 * RING - 2>();
                 meet();
@@ -201,8 +190,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             const int pair = warp - LOADERS;
             char* state = states + pair * STATE_PART;
             char* own = us + pair * ADDED_PART;
-            const u64 column = part * COLUMNS + 16 * pair;
-            const u64 at = (i * value_heads + hv) * KD * values + column;
+            const u32 column = part * COLUMNS + 16 * pair;
+            const u64 at = ((u64)i * value_heads + hv) * KD * values + column;
             // S^T: columns g and g + 8; channels 8 j + 2 t and the next.
             float s[KD / 8][4];
 #pragma unroll
@@ -220,7 +209,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             };
             share();
             const u32 value_at = place<COLUMNS>(lane / 16 * 8 + lane % 8, 2 * pair + lane / 8 % 2);
-            for (u64 c = 0; c < count; c++) {
+            for (u32 c = 0; c < count; c++) {
                 const Tiles x = tiles(memory, c);
                 meet();
                 float u[8][4];
@@ -316,7 +305,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             const char* state = states + pair * STATE_PART;
             const char* own = us + pair * ADDED_PART;
             bf16* to = o + (here.first * value_heads + hv) * values + part * COLUMNS + 16 * pair;
-            for (u64 c = 0; c < count; c++) {
+            for (u32 c = 0; c < count; c++) {
                 const Tiles x = tiles(memory, c);
                 float out[8][4] = {};
                 meet();
@@ -332,14 +321,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     const u32 a[4] = {l.x, l.y, l.z, l.w};
                     times_square(out, a, shared_address(x.p), square_at, r);
                 }
-                const u64 done = c * C;
+                const u32 done = c * C;
 #pragma unroll
                 for (int r = 0; r < 4; r++) {
                     u32 a[4];
                     as_left(a, out[2 * r], out[2 * r + 1]);
-                    const u64 row = done + 16 * r;
+                    const u32 row = done + 16 * r;
                     const int limit = here.tokens > row ? (here.tokens - row < 16 ? (int)(here.tokens - row) : 16) : 0;
-                    store_turned(to + row * value_heads * values, value_heads * values, a, limit, lane);
+                    store_turned(to + (u64)row * value_heads * values, value_heads * values, a, limit, lane);
                 }
             }
         }

@@ -78,6 +78,23 @@ __device__ inline void as_left(u32 (&a)[4], const float (&c0)[4], const float (&
 __device__ inline void copy16(u32 to, const void* from, bool wanted) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? 16 : 0) : "memory");
 }
+// A [C, N] tile from rows `pitch` apart by THREADS threads, rows from `rows` on 0. Of a TRIANGLE only the blocks of 16 on and
+// below the diagonal.
+template <int N, int THREADS, bool TRIANGLE = false>
+__device__ inline void fetch(char* tile, const bf16* from, u32 pitch, int rows, int thread) {
+    constexpr int pieces = N / 8, step = THREADS / pieces;
+    const int row = thread / pieces, piece = thread % pieces;
+    const u32 to = shared_address(tile) + place<N>(row, piece);
+    const bf16* source = from + (u64)row * pitch + piece * 8;
+#pragma unroll
+    for (int r = 0; r < C; r += step) {
+        // Adding r to a row changes which bits of the piece are flipped.
+        const u32 at = (to ^ place<N>(r, 0) % (pieces * 16)) + r * pieces * 16;
+        if (!TRIANGLE || piece / 2 <= (row + r) / 16) copy16(at, rows == C || row + r < rows ? source : from, row + r < rows);
+        source += (u64)step * pitch;
+    }
+}
+
 __device__ inline void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ inline void arrived() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
@@ -88,13 +105,14 @@ __device__ inline void barrier(int id, int threads) {
 // What a sequence of tokens is made of: first token, number of tokens, first chunk slot. Packed sequences begin at
 // `starts`, the last entry of which is the number of all tokens; sequence i has the slots from starts[i] / C + i on.
 struct Sequence {
-    u64 first, tokens, slot;
+    u64 first;
+    u32 tokens, slot;
 };
 
-__device__ inline Sequence sequence(const i64* starts, u64 i, u64 tokens, u64 slots) {
-    if (!starts) return Sequence{i * tokens, tokens, i * slots};
+__device__ inline Sequence sequence(const i64* starts, u32 i, u32 tokens, u32 slots) {
+    if (!starts) return Sequence{(u64)i * tokens, tokens, i * slots};
     const u64 first = (u64)starts[i];
-    return Sequence{first, (u64)starts[i + 1] - first, first / C + i};
+    return Sequence{first, (u32)((u64)starts[i + 1] - first), (u32)(first / C) + i};
 }
 
 // A chunk: first token, number of its tokens (0: a slot that nobody needs).
@@ -103,18 +121,18 @@ struct Chunk {
     int tokens;
 };
 
-__device__ inline Chunk chunk(const i64* starts, u64 sequences, u64 slot, u64 tokens, u64 slots) {
-    u64 i = slot / slots;
+__device__ inline Chunk chunk(const i64* starts, u32 sequences, u32 slot, u32 tokens, u32 slots) {
+    u32 i = slot / slots;
     if (starts) {
-        u64 end = sequences;
+        u32 end = sequences;
         for (i = 0; end - i > 1;) {
-            const u64 middle = (i + end) / 2;
-            if ((u64)starts[middle] / C + middle <= slot) i = middle;
+            const u32 middle = (i + end) / 2;
+            if ((u32)(starts[middle] / C) + middle <= slot) i = middle;
             else end = middle;
         }
     }
     const Sequence s = sequence(starts, i, tokens, slots);
-    const u64 done = (slot - s.slot) * C;
+    const u32 done = (slot - s.slot) * C;
     if (done >= s.tokens) return Chunk{0, 0};
     return Chunk{s.first + done, (int)(s.tokens - done < C ? s.tokens - done : C)};
 }
@@ -147,13 +165,16 @@ __device__ inline void invert(float* matrix, int warp, int lane) {
         float x[16];
 #pragma unroll
         for (int i = 0; i < 16; i++) {
-            float even = i == column ? 1.0f : 0.0f, odd = 0.0f;
+            float sums[4] = {i == column ? 1.0f : 0.0f, 0, 0, 0};
 #pragma unroll
-            for (int j = 0; j < i; j++) {
-                if (j % 2) odd -= own[i * PITCH + j] * x[j];
-                else even -= own[i * PITCH + j] * x[j];
+            for (int j = 0; j < i; j += 4) {
+                const float4 a = *(const float4*)(own + i * PITCH + j);
+                sums[0] -= a.x * x[j];
+                if (j + 1 < i) sums[1] -= a.y * x[j + 1];
+                if (j + 2 < i) sums[2] -= a.z * x[j + 2];
+                if (j + 3 < i) sums[3] -= a.w * x[j + 3];
             }
-            x[i] = even + odd;
+            x[i] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
         }
         __syncwarp();
         if (lane < 16)
@@ -224,19 +245,16 @@ template <int N> __device__ inline void store_tile(bf16* to, const char* tile, i
         *(u128*)(to + p * 8) = *(const u128*)(tile + place<N>(p / (N / 8), p % (N / 8)));
 }
 
-// `scale` / sqrt(sum of squares + 1e-6) of `count` rows of a tile from `first` on, by a warp.
-template <int N>
-__device__ inline void norms(const char* tile, float* norm, int first, int lane, float scale, int count = 16) {
-#pragma unroll 4
-    for (int r = first; r < first + count; r++) {
-        float sum = 0;
+// `scale` / sqrt(sum of squares + 1e-6) of 16 rows of a tile from `first` on, by a warp: two lanes a row.
+template <int N> __device__ inline void norms(const char* tile, float* norm, int first, int lane, float scale) {
+    const int row = first + lane % 16;
+    float sum = 0;
 #pragma unroll
-        for (int i = lane; i < N / 2; i += 32) {
-            const u32 x = *(const u32*)(tile + word<N>(r, 2 * i));
-            sum += low(x) * low(x) + high(x) * high(x);
-        }
-#pragma unroll
-        for (int by = 16; by > 0; by /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, by);
-        if (lane == 0) norm[r] = scale / sqrtf(sum + 1e-6f);
+    for (int i = 0; i < N / 16; i++) {
+        const uint4 in = *(const uint4*)(tile + place<N>(row, 2 * i + lane / 16));
+        sum += low(in.x) * low(in.x) + high(in.x) * high(in.x) + low(in.y) * low(in.y) + high(in.y) * high(in.y);
+        sum += low(in.z) * low(in.z) + high(in.z) * high(in.z) + low(in.w) * low(in.w) + high(in.w) * high(in.w);
     }
+    sum += __shfl_xor_sync(FULL_WARP, sum, 16);
+    if (lane < 16) norm[row] = scale * rsqrtf(sum + 1e-6f);
 }
