@@ -159,25 +159,32 @@ __device__ inline void solved(bf16* to, u64 pitch, const char* t_tile, const cha
     }
 }
 
-// Values [first, first + KD) times their write gate, to a tile.
-__device__ inline void written(char* tile, const bf16* v, u64 width, const float* w, u64 w_pitch, bool per_channel,
-                               int first, int values, int rows, int thread, int threads) {
-    for (int i = thread; i < C * KD / 8; i += threads) {
-        const int r = i / (KD / 8), piece = i % (KD / 8), column = first + piece * 8;
-        uint4 out = make_uint4(0, 0, 0, 0);
-        if (column < values && r < rows) {
-            const uint4 in = *(const uint4*)(v + r * width + column);
-            const u32 x[4] = {in.x, in.y, in.z, in.w};
-            u32 y[4];
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                const float* gate = w + r * w_pitch + (per_channel ? column + 2 * e : 0);
-                y[e] = pack(low(x[e]) * gate[0], high(x[e]) * gate[per_channel ? 1 : 0]);
-            }
-            out = make_uint4(y[0], y[1], y[2], y[3]);
+// 8 values times their write gate.
+struct Written {
+    uint4 values, low, high;
+};
+
+__device__ inline Written load_written(const bf16* v, const float* w, bool per_channel, bool wanted) {
+    Written x = {};
+    if (wanted) {
+        x.values = read16(v);
+        if (per_channel) {
+            x.low = read16(w);
+            x.high = read16(w + 4);
+        } else {
+            const u32 one = __float_as_uint(*w);
+            x.low = x.high = make_uint4(one, one, one, one);
         }
-        *(uint4*)(tile + place<KD>(r, piece)) = out;
     }
+    return x;
+}
+
+__device__ inline uint4 product(const Written& x) {
+    const uint4 v = x.values, a = x.low, b = x.high;
+    return make_uint4(pack(low(v.x) * __uint_as_float(a.x), high(v.x) * __uint_as_float(a.y)),
+                      pack(low(v.y) * __uint_as_float(a.z), high(v.y) * __uint_as_float(a.w)),
+                      pack(low(v.z) * __uint_as_float(b.x), high(v.z) * __uint_as_float(b.y)),
+                      pack(low(v.w) * __uint_as_float(b.z), high(v.w) * __uint_as_float(b.w)));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, KD > 128 ? 1 : 2)
@@ -186,6 +193,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KD > 128 ? 1 : 2)
             u32 heads, u32 value_heads, u32 values) {
     extern __shared__ __align__(1024) char memory[];
     __shared__ alignas(16) float norm_k[C], norm_q[C], norm_b[C], totals[THREADS];
+    __shared__ int turns;
     float* sums = (float*)memory;
     char* q = (char*)(sums + C * SUMS);
     char* k = q + TILE;
@@ -220,6 +228,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KD > 128 ? 1 : 2)
 #pragma unroll
             for (int r = 1; r < count; r++) x[r] = x[r - 1] + fmaxf(x[r] * LOG2_E, FLOOR);
             totals[thread] = x[count - 1];
+            if (thread == 0) turns = 0;
             if (thread < C) {
                 const float* b = erase.data + (here.first + thread) * erase.heads + (erase.heads == heads ? h : hv);
                 norm_b[thread] = each ? 1 : thread < here.tokens ? *b : 0;
@@ -294,40 +303,47 @@ extern "C" __global__ void __launch_bounds__(THREADS, KD > 128 ? 1 : 2)
         __syncthreads();
 
         const bf16* v = qkv + here.first * width + 2 * heads * KD + hv * values;
-        const u64 w_pitch = value_heads * write.width;
+        const u32 w_pitch = value_heads * (u32)write.width;
         const float* w = write.data + here.first * w_pitch + hv * write.width;
-        if (warp < 4) {
-            invert(matrix, warp, lane);
-        } else {
-            // All that is done row by row, meanwhile.
-            const int other = thread - 128;
-            store_tile<C>(reads + tile * C * C, p_tile, other, 128);
-            const float* end = sums + (C - 1) * SUMS;
-            for (int c = other; c < KD; c += 128) last[tile * KD + c] = exp2_fast(end[c]);
-            for (int i = other; i < C * KD / 8; i += 128) {
-                const int r = i / (KD / 8), piece = i % (KD / 8);
-                const u32 at = place<KD>(r, piece);
-                const uint4 in[3] = {*(const uint4*)(q + at), *(const uint4*)(k + at), *(const uint4*)(bk + at)};
-                const float of_q = norm_q[r], of_k = norm_k[r], of_b = of_k * norm_b[r];
-                u32 out[3][4];
+        // A piece of values that a thread writes for `first` and up, to the place of a piece of q.
+        const auto value = [&](int first, int r, int piece) {
+            const int column = first + 8 * piece;
+            return load_written(v + (u64)r * width + column, w + (u64)r * w_pitch + (write.width > 1 ? column : 0),
+                                write.width > 1, r < here.tokens && column < (int)values);
+        };
+        if (warp < 4) invert(matrix, warp, lane);
+        else store_tile<C>(reads + tile * C * C, p_tile, thread - 128, 128);
+        // All that is done row by row, in turns of 32 pieces, by whoever is free.
+        const float* end = sums + (C - 1) * SUMS;
+        for (;;) {
+            int turn = 0;
+            if (lane == 0) turn = atomicAdd(&turns, 1);
+            turn = __shfl_sync(FULL_WARP, turn, 0);
+            const int i = turn * 32 + lane;
+            if (turn >= C * KD / 256) break;
+            const int r = i / (KD / 8), piece = i % (KD / 8);
+            const u32 at = place<KD>(r, piece);
+            const Written next = value(0, r, piece);
+            const uint4 in[3] = {*(const uint4*)(q + at), *(const uint4*)(k + at), *(const uint4*)(bk + at)};
+            const float of_q = norm_q[r], of_k = norm_k[r], of_b = of_k * norm_b[r];
+            u32 out[3][4];
 #pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    const float2 x = pair(sums + r * SUMS + piece * 8 + 2 * e), y = pair(end + piece * 8 + 2 * e);
-                    const float2 since = make_float2(exp2_fast(x.x), exp2_fast(x.y));
-                    const float2 until = make_float2(exp2_fast(fminf(y.x - x.x, 0)), exp2_fast(fminf(y.y - x.y, 0)));
-                    const u32 word_q = (&in[0].x)[e], word_k = (&in[1].x)[e], word_b = (&in[2].x)[e];
-                    out[0][e] = pack(low(word_q) * of_q * since.x, high(word_q) * of_q * since.y);
-                    out[1][e] = pack(low(word_k) * of_k * until.x, high(word_k) * of_k * until.y);
-                    out[2][e] = pack(low(word_b) * of_b * since.x, high(word_b) * of_b * since.y);
-                }
-                const u64 to = tile * C * KD + r * KD + piece * 8;
-                *(uint4*)(queries + to) = make_uint4(out[0][0], out[0][1], out[0][2], out[0][3]);
-                *(uint4*)(keys + to) = make_uint4(out[1][0], out[1][1], out[1][2], out[1][3]);
-                *(uint4*)(k + at) = make_uint4(out[2][0], out[2][1], out[2][2], out[2][3]);
+            for (int e = 0; e < 4; e++) {
+                const float2 x = pair(sums + r * SUMS + piece * 8 + 2 * e), y = pair(end + piece * 8 + 2 * e);
+                const float2 since = make_float2(exp2_fast(x.x), exp2_fast(x.y));
+                const float2 until = make_float2(exp2_fast(fminf(y.x - x.x, 0)), exp2_fast(fminf(y.y - x.y, 0)));
+                const u32 word_q = (&in[0].x)[e], word_k = (&in[1].x)[e], word_b = (&in[2].x)[e];
+                out[0][e] = pack(low(word_q) * of_q * since.x, high(word_q) * of_q * since.y);
+                out[1][e] = pack(low(word_k) * of_k * until.x, high(word_k) * of_k * until.y);
+                out[2][e] = pack(low(word_b) * of_b * since.x, high(word_b) * of_b * since.y);
             }
-            // Into the pieces of q that the thread has just used.
-            written(q, v, width, w, w_pitch, write.width > 1, 0, values, here.tokens, other, 128);
+            const u64 to = tile * C * KD + r * KD + piece * 8;
+            *(uint4*)(queries + to) = make_uint4(out[0][0], out[0][1], out[0][2], out[0][3]);
+            *(uint4*)(keys + to) = make_uint4(out[1][0], out[1][1], out[1][2], out[1][3]);
+            *(uint4*)(k + at) = make_uint4(out[2][0], out[2][1], out[2][2], out[2][3]);
+            *(uint4*)(q + at) = product(next);
         }
+        if (thread < KD) last[tile * KD + thread] = exp2_fast(end[thread]);
         __syncthreads();
         store_tile<C>(inverse + tile * C * C, (char*)matrix, thread, THREADS);
         const int block = warp < 4 ? warp : 7 - warp, half = warp / 4;
@@ -335,7 +351,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, KD > 128 ? 1 : 2)
         for (int first = 0; first < (int)values; first += KD) {
             if (first) {
                 __syncthreads();
-                written(q, v, width, w, w_pitch, write.width > 1, first, values, here.tokens, thread, THREADS);
+                for (int i = thread; i < C * KD / 8; i += THREADS)
+                    *(uint4*)(q + place<KD>(i / (KD / 8), i % (KD / 8))) =
+                        product(value(first, i / (KD / 8), i % (KD / 8)));
                 __syncthreads();
             }
             const int columns = (int)values - first < KD ? (int)values - first : KD;

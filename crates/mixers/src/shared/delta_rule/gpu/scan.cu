@@ -6,17 +6,19 @@
 //
 //   u = T (d_w v - d_b k S)     o = d_q q S + P u     S <- last S + (d_k k)^T u
 //
-// Everything is computed turned: S^T, u^T and o^T have value columns as rows, so that a warp with 16 columns keeps its
-// part of S and u in registers, as results and as left operands, and never waits for another warp's part. For each 16
-// columns a second warp computes o, one step behind: it gets S and u in bf16 through shared memory. Two more warps load
-// the next chunks' tiles. A chunk has two phases with a barrier before each: u needs S, then S needs u.
+// Everything is computed turned: S^T, u^T and o^T have value columns as rows, so that a warp with 16 columns keeps S and u
+// in registers, as results and as left operands. Two warps share 16 columns, half of the channels of S each; what both
+// read of the state they add up through shared memory. A third warp computes o: it gets S and u in bf16. Two more warps
+// load the next chunks' tiles. A chunk has two phases with a barrier before each: u needs S, then S needs u.
 //
 // A block does COLUMNS columns of one value head of one sequence. `before` (S before each chunk, [.., KD, V]) and `added`
 // (u, [.., C, V]), both in bf16, may be null.
 
 #define PAIRS (COLUMNS / 16)
+// Channels of S in a warp.
+#define HALF (KD / 2)
 #define LOADERS 2
-#define THREADS (32 * (2 * PAIRS + LOADERS))
+#define THREADS (32 * (3 * PAIRS + LOADERS))
 #define ROWS (4 * C + 4)
 #define KEY_TILE (C * KD * 2)
 #define SQUARE (C * C * 2)
@@ -30,9 +32,11 @@
 // Q | K | U | W | P | last
 #define SLOT (3 * KEY_TILE + VALUE_TILE + SQUARE + 1024)
 #endif
-// S and u as left operands, for each pair of warps.
+// S and u as left operands, for 16 columns.
 #define STATE_PART (KD / 16 * 512)
 #define ADDED_PART (C / 16 * 512)
+// What half of the channels gives of [16, C].
+#define READ_PART (16 * C * 4)
 
 struct Tiles {
     char *q, *k, *v, *square, *p;
@@ -95,12 +99,12 @@ __device__ inline void scale(float (&x)[4], float2 by) {
     x[3] *= by.y;
 }
 
-// x^T += left tile^T over KD channels; left from shared memory, as it was put there. `sign` flips the left operand's signs.
-__device__ inline void times_keys(float (&x)[8][4], const char* left, u32 tile, u32 offset, u32 sign, int lane) {
+// x^T += left tile^T over N channels; left from shared memory, as it was put there.
+template <int N> __device__ inline void times_keys(float (&x)[8][4], const char* left, u32 tile, u32 offset, int lane) {
 #pragma unroll
-    for (int c = 0; c < KD / 16; c++) {
+    for (int c = 0; c < N / 16; c++) {
         const uint4 l = *(const uint4*)(left + (c * 32 + lane) * 16);
-        const u32 a[4] = {l.x ^ sign, l.y ^ sign, l.z ^ sign, l.w ^ sign};
+        const u32 a[4] = {l.x, l.y, l.z, l.w};
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             u32 right[4];
@@ -142,6 +146,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     extern __shared__ __align__(1024) char memory[];
     char* states = memory + RING * SLOT;
     char* us = states + PAIRS * STATE_PART;
+    char* reads_of = us + PAIRS * ADDED_PART;
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
     const u32 parts = values / COLUMNS, repeat = value_heads / heads;
     const u32 width = 2 * heads * KD + value_heads * values;
@@ -186,22 +191,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 first(c + RING);
             }
             arrived<0>();
-        } else if (warp < LOADERS + PAIRS) {
-            const int pair = warp - LOADERS;
-            char* state = states + pair * STATE_PART;
+        } else if (warp < LOADERS + 2 * PAIRS) {
+            const int pair = (warp - LOADERS) / 2, half = (warp - LOADERS) % 2;
+            // The warp's half of S as left operands.
+            char* state = states + pair * STATE_PART + half * (STATE_PART / 2);
             char* own = us + pair * ADDED_PART;
+            float4* mine = (float4*)(reads_of + (2 * pair + half) * READ_PART) + lane;
+            const float4* others = (float4*)(reads_of + (2 * pair + 1 - half) * READ_PART) + lane;
             const u32 column = part * COLUMNS + 16 * pair;
-            const u64 at = ((u64)i * value_heads + hv) * KD * values + column;
+            float* last = after + (((u64)i * value_heads + hv) * KD + half * HALF) * values + column;
+            const float* before_first = initial + (last - after);
             // S^T: columns g and g + 8; channels 8 j + 2 t and the next.
-            float s[KD / 8][4];
+            float s[HALF / 8][4];
 #pragma unroll
-            for (int j = 0; j < KD / 8; j++)
+            for (int j = 0; j < HALF / 8; j++)
 #pragma unroll
                 for (int e = 0; e < 4; e++)
-                    s[j][e] = initial[at + (8 * j + 2 * t + e % 2) * values + g + e / 2 * 8];
+                    s[j][e] = before_first[(8 * j + 2 * t + e % 2) * values + g + e / 2 * 8];
             const auto share = [&] {
 #pragma unroll
-                for (int c = 0; c < KD / 16; c++) {
+                for (int c = 0; c < HALF / 16; c++) {
                     u32 a[4];
                     as_left(a, s[2 * c], s[2 * c + 1]);
                     *(uint4*)(state + (c * 32 + lane) * 16) = make_uint4(a[0], a[1], a[2], a[3]);
@@ -209,59 +218,60 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             };
             share();
             const u32 value_at = place<COLUMNS>(lane / 16 * 8 + lane % 8, 2 * pair + lane / 8 % 2);
+            const u32 half_at = keys_at ^ half * HALF * 2, half_turned = turned_at ^ half * HALF * 2;
             for (u32 c = 0; c < count; c++) {
                 const Tiles x = tiles(memory, c);
                 meet();
-                float u[8][4];
-                u32 scaled[4][4];
-                {
-                    const auto values_at = [&](float (&out)[8][4]) {
+                float u[8][4] = {};
+                times_keys<HALF>(u, state, shared_address(SCALAR ? x.k : x.square), half_at, lane);
 #pragma unroll
-                        for (int j = 0; j < 4; j++) {
-                            u32 in[4];
-                            load4_turned(in, shared_address(x.v) + value_at + 16 * j * COLUMNS * 2);
+                for (int j = 0; j < 8; j++) mine[j * 32] = make_float4(u[j][0], u[j][1], u[j][2], u[j][3]);
+                barrier(1 + pair, 64);
 #pragma unroll
-                            for (int e = 0; e < 4; e++) {
-                                out[2 * j + e / 2][e % 2 * 2] = low(in[e]);
-                                out[2 * j + e / 2][e % 2 * 2 + 1] = high(in[e]);
-                            }
-                        }
-                    };
+                for (int j = 0; j < 4; j++) {
+                    u32 in[4];
+                    load4_turned(in, shared_address(x.v) + value_at + 16 * j * COLUMNS * 2);
+#pragma unroll
+                    for (int n = 0; n < 2; n++) {
+                        float(&y)[4] = u[2 * j + n];
+                        const float4 z = others[(2 * j + n) * 32];
+                        float v[4] = {low(in[2 * n]), high(in[2 * n]), low(in[2 * n + 1]), high(in[2 * n + 1])};
+                        y[0] += z.x;
+                        y[1] += z.y;
+                        y[2] += z.z;
+                        y[3] += z.w;
 #if SCALAR
-                    float read[8][4] = {}, rest[8][4];
-                    times_keys(read, state, shared_address(x.k), keys_at, 0, lane);
-                    values_at(rest);
-#pragma unroll
-                    for (int j = 0; j < 8; j++) {
-                        scale(rest[j], of_rows(x.factors + C, j, t));
-                        scale(read[j], of_rows(x.factors, j, t));
-#pragma unroll
-                        for (int e = 0; e < 4; e++) {
-                            rest[j][e] -= read[j][e];
-                            u[j][e] = 0;
-                        }
-                    }
-#pragma unroll
-                    for (int r = 0; r < 4; r++) {
-                        u32 a[4];
-                        as_left(a, rest[2 * r], rest[2 * r + 1]);
-                        times_square(u, a, shared_address(x.square), square_at, r);
-                    }
-#else
-                    values_at(u);
-                    times_keys(u, state, shared_address(x.square), keys_at, 0x80008000u, lane);
+                        scale(v, of_rows(x.factors + C, 2 * j + n, t));
+                        scale(y, of_rows(x.factors, 2 * j + n, t));
 #endif
+#pragma unroll
+                        for (int e = 0; e < 4; e++) y[e] = v[e] - y[e];
+                    }
                 }
+                u32 scaled[4][4];
+#if SCALAR
+                float solved[8][4] = {};
 #pragma unroll
                 for (int r = 0; r < 4; r++) {
                     u32 a[4];
                     as_left(a, u[2 * r], u[2 * r + 1]);
-                    *(uint4*)(own + (r * 32 + lane) * 16) = make_uint4(a[0], a[1], a[2], a[3]);
-                    if (added) store_turned(added + ((base + c) * C + 16 * r) * values + column, values, a, C, lane);
+                    times_square(solved, a, shared_address(x.square), square_at, r);
+                }
+#else
+                float(&solved)[8][4] = u;
+#endif
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+                    u32 a[4];
+                    as_left(a, solved[2 * r], solved[2 * r + 1]);
+                    if (r / 2 == half) {
+                        *(uint4*)(own + (r * 32 + lane) * 16) = make_uint4(a[0], a[1], a[2], a[3]);
+                        if (added) store_turned(added + ((base + c) * C + 16 * r) * values + column, values, a, C, lane);
+                    }
 #if SCALAR
 #pragma unroll
-                    for (int n = 0; n < 2; n++) scale(u[2 * r + n], of_rows(x.factors + 2 * C, 2 * r + n, t));
-                    as_left(scaled[r], u[2 * r], u[2 * r + 1]);
+                    for (int n = 0; n < 2; n++) scale(solved[2 * r + n], of_rows(x.factors + 2 * C, 2 * r + n, t));
+                    as_left(scaled[r], solved[2 * r], solved[2 * r + 1]);
 #else
 #pragma unroll
                     for (int e = 0; e < 4; e++) scaled[r][e] = a[e];
@@ -269,39 +279,39 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 }
                 if (before)
 #pragma unroll
-                    for (int r = 0; r < KD / 16; r++) {
+                    for (int r = 0; r < HALF / 16; r++) {
                         const uint4 l = *(const uint4*)(state + (r * 32 + lane) * 16);
                         const u32 a[4] = {l.x, l.y, l.z, l.w};
-                        store_turned(before + ((base + c) * KD + 16 * r) * values + column, values, a, C, lane);
+                        store_turned(before + ((base + c) * KD + half * HALF + 16 * r) * values + column, values, a, C,
+                                     lane);
                     }
                 meet();
 #pragma unroll
-                for (int j = 0; j < KD / 8; j++) {
+                for (int j = 0; j < HALF / 8; j++) {
 #if SCALAR
                     scale(s[j], make_float2(x.factors[4 * C], x.factors[4 * C]));
 #else
-                    scale(s[j], of_rows(x.factors, j, t));
+                    scale(s[j], of_rows(x.factors + half * HALF, j, t));
 #endif
                 }
                 const u32 keys = shared_address(x.k);
 #pragma unroll
                 for (int r = 0; r < 4; r++)
 #pragma unroll
-                    for (int j = 0; j < KD / 8; j += 2) {
+                    for (int j = 0; j < HALF / 8; j += 2) {
                         u32 right[4];
-                        load4_turned(right, keys + (turned_at ^ 16 * j) + 16 * r * KD * 2);
+                        load4_turned(right, keys + (half_turned ^ 16 * j) + 16 * r * KD * 2);
                         multiply(s[j], scaled[r], right[0], right[1]);
                         multiply(s[j + 1], scaled[r], right[2], right[3]);
                     }
                 share();
             }
 #pragma unroll
-            for (int j = 0; j < KD / 8; j++)
+            for (int j = 0; j < HALF / 8; j++)
 #pragma unroll
-                for (int e = 0; e < 4; e++)
-                    after[at + (8 * j + 2 * t + e % 2) * values + g + e / 2 * 8] = s[j][e];
+                for (int e = 0; e < 4; e++) last[(8 * j + 2 * t + e % 2) * values + g + e / 2 * 8] = s[j][e];
         } else {
-            const int pair = warp - LOADERS - PAIRS;
+            const int pair = warp - LOADERS - 2 * PAIRS;
             const char* state = states + pair * STATE_PART;
             const char* own = us + pair * ADDED_PART;
             bf16* to = o + (here.first * value_heads + hv) * values + part * COLUMNS + 16 * pair;
@@ -309,7 +319,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 const Tiles x = tiles(memory, c);
                 float out[8][4] = {};
                 meet();
-                times_keys(out, state, shared_address(x.q), keys_at, 0, lane);
+                times_keys<KD>(out, state, shared_address(x.q), keys_at, lane);
 #if SCALAR
 #pragma unroll
                 for (int j = 0; j < 8; j++) scale(out[j], of_rows(x.factors + 3 * C, j, t));

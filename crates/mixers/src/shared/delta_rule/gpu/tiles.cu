@@ -74,6 +74,13 @@ __device__ inline void as_left(u32 (&a)[4], const float (&c0)[4], const float (&
     a[3] = pack(c1[2], c1[3]);
 }
 
+// 16 bytes of an operand, which nothing in the kernel writes: may move before stores.
+__device__ inline uint4 read16(const void* p) {
+    uint4 x;
+    asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(p));
+    return x;
+}
+
 // 16 bytes to shared memory in the background; zeros if not `wanted`.
 __device__ inline void copy16(u32 to, const void* from, bool wanted) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? 16 : 0) : "memory");
