@@ -42,7 +42,7 @@ __device__ inline Gates gates(const float* decay, const float* erase, const floa
     return x;
 }
 
-extern "C" __global__ void __launch_bounds__(128, BLOCKS)
+extern "C" __global__ void __launch_bounds__(128, 3)
     prepare_scalar(bf16* inverse, bf16* reads, float* rows, const bf16* qkv, const float* decay, const float* erase,
                    const float* write, const i64* starts, u32 sequences, u32 tokens, u32 slots, u32 heads,
                    u32 value_heads, u32 values) {

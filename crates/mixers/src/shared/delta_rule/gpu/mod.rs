@@ -1,0 +1,114 @@
+//! The chunkwise rule on tensor cores, for bf16 activations and f32 gates and states. Per value head and chunk of C = 64
+//! tokens, with G the sum of log decays up to a token, unit k and q (q times K^-1/2):
+//!
+//! ```text
+//! A_rs = sum_c (b k)_r[c] e^(G_r - G_s)[c] k_s[c]  (s < r)     T = (I + A)^-1
+//! P_rs = sum_c q_r[c] e^(G_r - G_s)[c] k_s[c]      (s <= r)
+//! W = T (b k e^G)     U = T (w v)
+//! u = U - W S     o = (q e^G) S + P u     S <- diag(e^G_C) S + (k e^(G_C - G))^T u
+//! ```
+//!
+//! What does not need S is done for all chunks in parallel ([`kernels::prepare`]), the last line one chunk after the other
+//! for a few value columns each ([`kernels::scan`]). Where all gates are one number for a value head, W, U and the rest are
+//! only rows of k, q and v times a number: then the scan takes those as they are ([`kernels::prepare_scalar`]), a third of
+//! the bytes. Exponents are never positive.
+//!
+//! Backward needs the operands, the state before each chunk and u; it makes the rest again.
+
+pub(crate) mod kernels;
+#[cfg(test)]
+mod tests;
+
+use weft_tensor::cuda::context;
+use weft_tensor::{
+    Context, DType, Device, Function, Result, Tensor, apply, grad_enabled, recompute,
+};
+
+use super::op::{Operands, each_sequence};
+use super::{Dims, composed, reference};
+use kernels::{Call, Prepared};
+
+/// Whether there are kernels for heads of this size on a device.
+pub fn fits(key_dim: usize, value_dim: usize, device: Device) -> bool {
+    let Device::Cuda(ordinal) = device else {
+        return false;
+    };
+    context(ordinal).is_ok_and(|gpu| kernels::fits(key_dim, value_dim, gpu.shared_memory))
+}
+
+/// Whether the kernels take these operands; `starts` are those of packed sequences.
+pub fn takes(x: &Operands, dims: Dims, starts: Option<&Tensor>) -> bool {
+    x.qkv.dtype() == DType::BF16
+        && x.state.dtype() == DType::F32
+        && call(x, dims, starts).is_countable()
+        && fits(dims.key_dim, dims.value_dim, x.state.device())
+}
+
+fn call<'a>(x: &Operands, dims: Dims, starts: Option<&'a Tensor>) -> Call<'a> {
+    Call {
+        dims,
+        starts,
+        sequences: x.state.shape()[0],
+    }
+}
+
+/// Outputs [B, T, HV, V] in bf16 and final states. Gates in f32; everything contiguous.
+pub fn forward(x: Operands, dims: Dims, starts: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+    let list = x.list();
+    let keep = grad_enabled() && list.iter().any(|t| t.is_tracked());
+    let call = call(&x, dims, starts);
+    let prepared = match kernels::is_scalar(&x) {
+        true => Prepared::Rows(kernels::prepare_scalar(&x, &call)?),
+        false => Prepared::Tiles(kernels::prepare(&x, &call)?),
+    };
+    let done = kernels::scan(&x, &call, &prepared, keep)?;
+    let Some([before, added]) = done.kept else {
+        return Ok((done.o, done.state));
+    };
+    let rule = Rule {
+        x: x.clone(),
+        starts: starts.cloned(),
+        before,
+        added,
+    };
+    let mut outputs = apply(rule, &list, vec![done.o, done.state]).into_iter();
+    match (outputs.next(), outputs.next()) {
+        (Some(o), Some(state)) => Ok((o, state)),
+        _ => Err(weft_tensor::Error::Custom(
+            "delta_rule: lost an output".into(),
+        )),
+    }
+}
+
+/// The way back.
+struct Rule {
+    x: Operands,
+    starts: Option<Tensor>,
+    /// State before each chunk [B, HV, slots, K, V] in bf16.
+    #[expect(dead_code, reason = "for the kernels of the way back")]
+    before: Tensor,
+    /// What each token adds, u [B, HV, slots, C, V] in bf16.
+    #[expect(dead_code, reason = "for the kernels of the way back")]
+    added: Tensor,
+}
+
+impl Function for Rule {
+    fn name(&self) -> &'static str {
+        "delta_rule"
+    }
+
+    fn backward(&self, ctx: &Context, grads: &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> {
+        let second_order = ctx.create_graph();
+        recompute(ctx, &self.x.list(), grads, |list| {
+            let x = Operands::from_list(list)?;
+            let (o, state) = each_sequence(&x, self.starts.as_ref(), |x| {
+                let x = x.prepared()?;
+                match second_order {
+                    true => reference::recurrence(&x),
+                    false => composed::chunks(&x, super::CHUNK),
+                }
+            })?;
+            Ok(vec![o.to_dtype(DType::BF16)?, state])
+        })
+    }
+}
