@@ -176,10 +176,11 @@ pub struct Tiles {
     /// P
     pub reads: Tensor,
     /// T = (I + A)^-1
-    #[expect(dead_code, reason = "for the kernels of the way back")]
     pub inverse: Tensor,
     /// e^G_C [B, HV, slots, KD] in f32
     pub last: Tensor,
+    /// 1 / |q| K^-1/2 and 1 / |k| [B, HV, slots, 2, C] in f32
+    pub lengths: Tensor,
 }
 
 /// What `prepare_scalar` makes of every chunk.
@@ -211,7 +212,7 @@ pub struct Scanned {
 }
 
 /// Widths of gates, 1 or the channels.
-fn width(gate: &Tensor) -> Result<usize> {
+pub(super) fn width(gate: &Tensor) -> Result<usize> {
     if gate.rank() == 4 { gate.dim(3) } else { Ok(1) }
 }
 
@@ -222,7 +223,7 @@ pub fn is_scalar(x: &Operands) -> bool {
 }
 
 /// An operand that is read 16 bytes at a time.
-fn aligned<'a>(launch: &mut Launch<'a>, x: &'a Tensor, dtype: DType) -> Result<u64> {
+pub(super) fn aligned<'a>(launch: &mut Launch<'a>, x: &'a Tensor, dtype: DType) -> Result<u64> {
     let address = launch.address(x, dtype)?;
     if address.is_multiple_of(16) {
         return Ok(address);
@@ -263,6 +264,7 @@ pub fn prepare(x: &Operands, call: &Call) -> Result<Tiles> {
         reads: tile(CHUNK)?,
         inverse: tile(CHUNK)?,
         last: launch.output(&call.tiles([d.key_dim]), DType::F32)?,
+        lengths: launch.output(&call.tiles([2, CHUNK]), DType::F32)?,
     };
     let qkv = aligned(&mut launch, &x.qkv, DType::BF16)?;
     launch.u64(qkv);

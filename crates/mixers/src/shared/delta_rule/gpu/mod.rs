@@ -13,8 +13,12 @@
 //! only rows of k, q and v times a number: then the scan takes those as they are ([`kernels::prepare_scalar`]), a third of
 //! the bytes. Exponents are never positive.
 //!
-//! Backward needs the operands, the state before each chunk and u; it makes the rest again.
+//! Backward ([`backward`]) needs the operands, the state before each chunk and u; it makes the rest again. For gradients of
+//! gradients, packed sequences and value heads it has no kernel for, it goes through tensor operations.
 
+pub(crate) mod backward;
+#[cfg(test)]
+mod backward_tests;
 pub(crate) mod kernels;
 #[cfg(test)]
 mod tests;
@@ -67,6 +71,7 @@ pub fn forward(x: Operands, dims: Dims, starts: Option<&Tensor>) -> Result<(Tens
     };
     let rule = Rule {
         x: x.clone(),
+        dims,
         starts: starts.cloned(),
         before,
         added,
@@ -83,13 +88,41 @@ pub fn forward(x: Operands, dims: Dims, starts: Option<&Tensor>) -> Result<(Tens
 /// The way back.
 struct Rule {
     x: Operands,
+    dims: Dims,
     starts: Option<Tensor>,
     /// State before each chunk [B, HV, slots, K, V] in bf16.
-    #[expect(dead_code, reason = "for the kernels of the way back")]
     before: Tensor,
     /// What each token adds, u [B, HV, slots, C, V] in bf16.
-    #[expect(dead_code, reason = "for the kernels of the way back")]
     added: Tensor,
+}
+
+impl Rule {
+    /// Whether the kernels of the way back take the operands: packed sequences they do not.
+    fn has_kernels(&self) -> bool {
+        let Device::Cuda(ordinal) = self.x.qkv.device() else {
+            return false;
+        };
+        let (keys, values) = (self.dims.key_dim, self.dims.value_dim);
+        self.starts.is_none()
+            && context(ordinal).is_ok_and(|gpu| backward::fits(keys, values, gpu.shared_memory))
+    }
+
+    fn by_kernels(&self, ctx: &Context, grads: &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> {
+        let d_state = grads[1].as_ref().map(Tensor::contiguous).transpose()?;
+        let d_o = match &grads[0] {
+            Some(d_o) => d_o.to_dtype(DType::BF16)?.contiguous()?,
+            None if d_state.is_none() => return Ok(vec![None; self.x.list().len()]),
+            None => Tensor::zeros(ctx.output_shape(0), DType::BF16, &self.x.qkv.device()),
+        };
+        let tiles = kernels::prepare(&self.x, &call(&self.x, self.dims, None))?;
+        let chunks = backward::Chunks {
+            tiles: &tiles,
+            before: &self.before,
+            added: &self.added,
+        };
+        let grads = backward::backward(&self.x, self.dims, &chunks, &d_o, d_state.as_ref())?;
+        Ok(grads.into_iter().map(Some).collect())
+    }
 }
 
 impl Function for Rule {
@@ -99,6 +132,9 @@ impl Function for Rule {
 
     fn backward(&self, ctx: &Context, grads: &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> {
         let second_order = ctx.create_graph();
+        if !second_order && self.has_kernels() {
+            return self.by_kernels(ctx, grads);
+        }
         recompute(ctx, &self.x.list(), grads, |list| {
             let x = Operands::from_list(list)?;
             let (o, state) = each_sequence(&x, self.starts.as_ref(), |x| {

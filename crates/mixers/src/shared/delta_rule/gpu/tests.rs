@@ -11,7 +11,7 @@ use crate::laws::test_device;
 /// Products of bf16 with f32 sums.
 const TOLERANCE: f64 = 1e-2;
 
-fn gpu() -> Option<Device> {
+pub(super) fn gpu() -> Option<Device> {
     memory::poison(true);
     let device = test_device();
     if device == Device::Cpu {
@@ -23,7 +23,7 @@ fn gpu() -> Option<Device> {
 
 /// How fine a gate is: none, one number for a value head, one for each channel of a value head or of a key head.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Fine {
+pub(super) enum Fine {
     Absent,
     Head,
     Channel,
@@ -32,19 +32,19 @@ enum Fine {
 use Fine::{Absent, Channel, Head, KeyChannel};
 
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    batch: usize,
-    tokens: usize,
-    heads: [usize; 2],
-    dims: [usize; 2],
-    gates: [Fine; 3],
+pub(super) struct Case {
+    pub(super) batch: usize,
+    pub(super) tokens: usize,
+    pub(super) heads: [usize; 2],
+    pub(super) dims: [usize; 2],
+    pub(super) gates: [Fine; 3],
     /// Gates at their ends: decays of -50 and 0, erase and write gates of 0 and 1.
-    extreme: bool,
+    pub(super) extreme: bool,
 }
 
 impl Case {
     /// Operands in f64, qkv rounded to bf16 and the rest to f32; `sequences` states.
-    fn operands(&self, sequences: usize) -> Operands {
+    pub(super) fn operands(&self, sequences: usize) -> Operands {
         let [heads, value_heads] = self.heads;
         let [key_dim, value_dim] = self.dims;
         let mut rng = Rng::new(7);
@@ -93,7 +93,7 @@ impl Case {
     }
 }
 
-fn moved(x: &Operands, device: &Device) -> Operands {
+pub(super) fn moved(x: &Operands, device: &Device) -> Operands {
     let to = |x: &Tensor, dtype| x.to_dtype(dtype).unwrap().to_device(device).unwrap();
     Operands {
         qkv: to(&x.qkv, DType::BF16),
