@@ -5,8 +5,8 @@
 //   W = T (b k e^G)   U = T (w v)   Q = q e^G   K = k e^(G_C - G)   last = e^G_C
 //
 // G [C, KD] the sum of log decays up to a token, k and q unit (q times KD^-1/2). Tiles [B, HV, slots, C, ..] in bf16, rows
-// behind a sequence's end 0; last [B, HV, slots, KD] in f32. For the way back
-// lengths [B, HV, slots, 2, C]: 1 / |q| KD^-1/2 and 1 / |k|, 0 behind the end.
+// behind a sequence's end 0; last [B, HV, slots, KD] in f32. For the way back lengths [B, HV, slots, 2, C] in f32:
+// 1 / |q| KD^-1/2 and 1 / |k|, 0 behind the end.
 //
 // No exponent is positive. The rows of a block of 16 tokens meet the columns before it at the block's first row: both
 // factors, from there to the row and from the column to there, are at most 1, and tensor cores multiply them. The same
@@ -189,9 +189,9 @@ __device__ inline uint4 product(const Written& x) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, KD > 128 ? 1 : 2)
-    prepare(bf16* keys_w, bf16* queries, bf16* keys, bf16* values_u, bf16* reads, bf16* inverse, float* last, float* lengths,
-            const bf16* qkv, Gate decay, Gate erase, Gate write, const i64* starts, u32 sequences, u32 tokens, u32 slots,
-            u32 heads, u32 value_heads, u32 values) {
+    prepare(bf16* keys_w, bf16* queries, bf16* keys, bf16* values_u, bf16* reads, bf16* inverse, float* last,
+            float* lengths, const bf16* qkv, Gate decay, Gate erase, Gate write, const i64* starts, u32 sequences,
+            u32 tokens, u32 slots, u32 heads, u32 value_heads, u32 values) {
     extern __shared__ __align__(1024) char memory[];
     __shared__ alignas(16) float norm_k[C], norm_q[C], norm_b[C], totals[THREADS];
     __shared__ int turns;
