@@ -171,7 +171,7 @@ fn scan(
     for n in [sequences, chunks, dims.tokens, dims.value_heads, v] {
         launch.u64(n as u64);
     }
-    // SAFETY: the parameters of `scan_back`; tiles and outputs have the shapes that `dims` says, which `Operands` checked
+    // SAFETY: the parameters of `scan_back`; tiles and outputs have the shapes that `dims` says, which were checked
     // against every operand, and rows are a whole number of 16-byte pieces.
     unsafe { launch.run("scan_back", grid(sequences * v / COLUMNS, scan_shared(k))) }?;
     Ok((d_added, d_states, d_first))
@@ -230,8 +230,8 @@ fn sizes(launch: &mut Launch, dims: Dims) -> usize {
     tiles
 }
 
-/// What the key channels give, for each value head: of unit q and k [B, T, HV, K] in bf16; of gates [B, T, HV, K], or one
-/// number for each panel of channels [B, T, HV, K / 64].
+/// What the key channels give, for each value head: of unit q and k [B, T, HV, K] in bf16; of gates [B, T, HV, K], or
+/// one number for each panel of channels [B, T, HV, K / 64].
 struct KeyGradients {
     q: Tensor,
     k: Tensor,

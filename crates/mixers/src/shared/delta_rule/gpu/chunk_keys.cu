@@ -23,7 +23,8 @@ __device__ inline void put_wide(float* panel, const float (&c)[4][4], int m, int
     for (int j = 0; j < 4; j++)
 #pragma unroll
         for (int h = 0; h < 2; h++)
-            *(Vec<float, 2>*)(panel + turned(m + h * 8 + lane / 4, n + j * 8 + lane % 4 * 2)) = {c[j][2 * h], c[j][2 * h + 1]};
+            *(Vec<float, 2>*)(panel + turned(m + h * 8 + lane / 4, n + j * 8 + lane % 4 * 2)) = {c[j][2 * h],
+                                                                                             c[j][2 * h + 1]};
 }
 
 __device__ inline float decayed(float g) { return __expf(fmaxf(g, -110.0f)); }
@@ -32,7 +33,7 @@ __device__ inline float decayed(float g) { return __expf(fmaxf(g, -110.0f)); }
 struct Block {
     float q[16], k[16], keep[16], b[16];
 
-    // From what was loaded, all of it before any of it is used. Behind the last token nothing decays, and its norms are 0.
+    // From what was loaded, all of it before any of it is used. Behind the last token nothing decays.
     __device__ void finish(const float* norm, int rows) {
 #pragma unroll
         for (int r = 0; r < 16; r++) asm volatile("" : "+f"(q[r]), "+f"(k[r]), "+f"(keep[r]), "+f"(b[r]));
@@ -71,9 +72,9 @@ struct Column {
     }
 };
 
-// norms [tiles, 2, 64] are 1 / |q| KD^-1/2 and 1 / |k|, 0 behind the last token.
-// d_q and d_k [batch, tokens, value_heads, KD] are those of the unit vectors, q's scale in them; d_decay and d_erase have
-// that shape too, but an erase gate of one number leaves its gradient as [batch, tokens, value_heads, KEYS].
+// norms [tiles, 2, 64] are 1 / |q| KD^-1/2 and 1 / |k|, 0 behind the last token. d_q and d_k [batch, tokens,
+// value_heads, KD] are those of the unit vectors, q's scale in them; d_decay and d_erase have that shape
+// too, but an erase gate of one number leaves its gradient as [batch, tokens, value_heads, KEYS].
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     chunk_keys(bf16* d_q, bf16* d_k, float* d_decay, float* d_erase, const float* norms, const bf16* d_reads,
                const bf16* d_pairs, const bf16* d_solve, const bf16* added, const bf16* states, const bf16* d_states,

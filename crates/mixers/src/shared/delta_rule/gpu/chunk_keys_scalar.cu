@@ -1,5 +1,5 @@
-// Gradients inside chunks, the key side, where all channels of a head decay alike or none does: 64 key channels of a chunk
-// to a block. The equations of `chunk_keys`, but now the decay of a pair of tokens is one number,
+// Gradients inside chunks, the key side, where all channels of a head decay alike or none does: 64 key channels of a
+// chunk to a block. The equations of `chunk_keys`, but now the decay of a pair of tokens is one number,
 //
 //   dP'_rs = dP_rs e^(G_r - G_s)       dA'_rs = dA_rs e^(G_r - G_s)
 //   dq = e^G dQg + dP' k      de = e^G Z + dA' k      dk = e^(G_C - G) dKg + dP'^T q + dA'^T e
@@ -29,10 +29,9 @@ __device__ inline float over_columns(float x) {
     return x + __shfl_xor_sync(FULL_WARP, x, 2);
 }
 
-// norms [tiles, 2, 64] are 1 / |q| KD^-1/2 and 1 / |k|, 0 behind the last token.
-// d_q and d_k [batch, tokens, value_heads, KD] are those of the unit vectors, q's scale in them. A gate of one number
-// leaves its gradient as [batch, tokens, value_heads, KEYS], an erase gate with channels as [.., KD]. `decay` [batch,
-// tokens, value_heads] may be null.
+// norms [tiles, 2, 64] are 1 / |q| KD^-1/2 and 1 / |k|, 0 behind the last token. d_q and d_k [batch, tokens,
+// value_heads, KD] are those of the unit vectors, q's scale in them. A gate of one number leaves its
+// gradient as [batch, tokens, value_heads, KEYS], an erase gate with channels as [.., KD]. `decay` [batch, tokens, value_heads] may be null.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     chunk_keys(bf16* d_q, bf16* d_k, float* d_decay, float* d_erase, const float* norms, const bf16* d_reads,
                const bf16* d_pairs, const bf16* d_solve, const bf16* added, const bf16* states, const bf16* d_states,

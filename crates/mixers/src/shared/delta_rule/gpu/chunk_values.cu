@@ -1,5 +1,5 @@
-// Gradients inside chunks of 64 tokens, all chunks at once, the value side: given those of the added values (du) and of the
-// state behind each chunk (dS'). With T = (I + A)^-1, S the state before the chunk, u = U - W S what was added:
+// Gradients inside chunks of 64 tokens, all chunks at once, the value side: given those of the added values (du).
+// With T = (I + A)^-1, S the state before the chunk, u = U - W S what was added:
 //
 //   d(wv) = T^T du       dW = -du S^T       Z = T^T dW       dA = -lower(d(wv) U^T + Z W^T)       dP = lower(do u^T)
 //

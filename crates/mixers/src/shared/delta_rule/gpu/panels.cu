@@ -1,5 +1,6 @@
-// What the kernels of the backward pass share. Tiles for tensor cores: panels of 64 (or 32) columns of bf16 in shared memory, rows one after another, their 16-byte
-// pieces permuted so that eight neighbouring rows of one piece lie in different banks.
+// What the kernels of the way back share. Tiles for tensor cores: panels of 64 (or 32) columns of bf16 in shared
+// memory, rows one after another, their 16-byte pieces permuted so that eight neighbouring rows of one piece lie in
+// different banks.
 //
 // A warp multiplies with mma.m16n8k16: accumulators of a 16 x 8 block are c[0], c[1] in row lane / 4 and c[2], c[3]
 // eight rows below, in columns lane % 4 * 2 and the next.
@@ -29,7 +30,8 @@ __device__ inline void commit() { asm volatile("cp.async.commit_group;"); }
 template <int N> __device__ inline void wait_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 // A panel of ROWS rows of 8 * PIECES columns, STRIDE elements apart in memory.
-template <int PIECES, int STRIDE, int ROWS, int THREADS> __device__ inline void load_panel(u32 to, const bf16* from, int thread) {
+template <int PIECES, int STRIDE, int ROWS, int THREADS>
+__device__ inline void load_panel(u32 to, const bf16* from, int thread) {
     constexpr int STEP = THREADS / PIECES; // rows at a time, a multiple of what the permutation repeats after
     static_assert(STEP % 8 == 0 && ROWS % STEP == 0, "whole steps");
     const int row = thread / PIECES, piece = thread % PIECES;
@@ -51,7 +53,8 @@ template <int WIDTH, int THREADS> __device__ inline void load_tile(u32 to, const
 }
 
 // A panel of 64 rows, `stride` elements apart in memory; those from `limit` on become 0.
-template <int PIECES, int THREADS> __device__ inline void load_rows(u32 to, const bf16* from, u32 stride, int limit, int thread) {
+template <int PIECES, int THREADS>
+__device__ inline void load_rows(u32 to, const bf16* from, u32 stride, int limit, int thread) {
     constexpr int STEP = THREADS / PIECES;
     const int first = thread / PIECES, piece = thread % PIECES;
     to += piece_at<PIECES>(first, piece);
@@ -160,8 +163,8 @@ struct Place {
     }
 };
 
-// This thread, anew for each tile: what follows from it alone would otherwise be worked out before the loop over tiles and
-// hold registers through all of it.
+// This thread, anew for each tile: what follows from it alone would otherwise be worked out before the loop over tiles
+// and hold registers through all of it.
 __device__ inline int own_thread() {
     int thread = threadIdx.x;
     asm volatile("" : "+r"(thread));
