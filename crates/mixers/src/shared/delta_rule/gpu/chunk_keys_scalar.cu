@@ -31,7 +31,8 @@ __device__ inline float over_columns(float x) {
 
 // norms [tiles, 2, 64] are 1 / |q| KD^-1/2 and 1 / |k|, 0 behind the last token. d_q and d_k [batch, tokens,
 // value_heads, KD] are those of the unit vectors, q's scale in them. A gate of one number leaves its
-// gradient as [batch, tokens, value_heads, KEYS], an erase gate with channels as [.., KD]. `decay` [batch, tokens, value_heads] may be null.
+// gradient as [batch, tokens, value_heads, KEYS], an erase gate with channels as [.., KD]. `decay` [batch, tokens,
+// value_heads] may be null.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     chunk_keys(bf16* d_q, bf16* d_k, float* d_decay, float* d_erase, const float* norms, const bf16* d_reads,
                const bf16* d_pairs, const bf16* d_solve, const bf16* added, const bf16* states, const bf16* d_states,
