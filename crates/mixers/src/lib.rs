@@ -25,6 +25,13 @@ pub mod state_file;
 /// The CUDA kernels of this crate, for `weft kernels`.
 pub static KERNELS: &[&weft_tensor::cuda::Source] = &[
     &shared::cache_rows::KERNELS,
+    &shared::delta_rule::gpu::backward::SCAN,
+    &shared::delta_rule::gpu::backward::VALUES,
+    &shared::delta_rule::gpu::backward::KEYS,
+    &shared::delta_rule::gpu::backward::SCALAR_KEYS,
+    &shared::delta_rule::gpu::kernels::PREPARE,
+    &shared::delta_rule::gpu::kernels::SCALAR,
+    &shared::delta_rule::gpu::kernels::SCAN,
     &shared::delta_rule::step_gpu::KERNELS,
     &shared::rope_gpu::KERNELS,
     &shared::flash::gpu::FORWARD,

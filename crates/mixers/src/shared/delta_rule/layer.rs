@@ -15,6 +15,7 @@ use weft_tensor::{DType, Device, Tensor, grad_enabled};
 
 use super::conv::ShortConv;
 use super::decay::{log_decay, spread};
+use super::gpu as chunk_gpu;
 use super::step_gpu;
 use super::{CHUNK, Operands, delta_rule, delta_rule_step, recurrence};
 use crate::error::{Error, Result};
@@ -450,9 +451,17 @@ impl Mixer for DeltaLayer {
             };
             return (Form::Step, why);
         }
-        let why = match gpu {
-            false => "",
-            true => ", as matrix products: this GPU kernel is yet to be written",
+        let device = self.norm.weight.get().device();
+        let why = match gpu && !chunk_gpu::fits(self.heads.key_dim, self.heads.value_dim, device) {
+            false if gpu => {
+                ", on tensor cores with bf16 activations, as matrix products with others".into()
+            }
+            false => String::new(),
+            true => format!(
+                ", as matrix products: the kernel takes 64, 128 or 256 key channels and a multiple of 64 value \
+                 channels, not {} by {}, on a GPU with 160 KiB of shared memory to a block",
+                self.heads.key_dim, self.heads.value_dim
+            ),
         };
         (Form::Chunk, format!("chunks of {CHUNK} tokens{why}"))
     }

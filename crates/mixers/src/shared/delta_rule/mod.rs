@@ -26,7 +26,8 @@
 //! - [`forward`] and [`backward`]: chunkwise (the WY form of Gated DeltaNet-2, section 3; derivation in `chunk`),
 //! - [`step`]: one token in place on the state.
 //!
-//! On tensors: [`delta_rule`], an operation with gradients over these kernels; [`delta_rule_step`]; and
+//! On tensors: [`delta_rule`], an operation with gradients over these kernels or those of a GPU, and
+//! [`delta_rule_packed`] for sequences one behind the other; [`delta_rule_step`]; and
 //! [`recurrence`], token by token in plain operations.
 //!
 //! Decays never appear as a quotient and never as exp of a difference of long sums: every ratio
@@ -43,6 +44,7 @@ pub mod decay;
 pub(crate) mod golden_layer;
 #[cfg(test)]
 mod golden_tests;
+pub(crate) mod gpu;
 mod keys;
 mod keys_backward;
 pub mod layer;
@@ -61,7 +63,7 @@ use weft_tensor::Real;
 
 pub use backward::{Gradients, backward};
 pub use chunk::{Forward, Saved, forward};
-pub use op::{Operands, delta_rule, delta_rule_step, recurrence};
+pub use op::{Operands, delta_rule, delta_rule_packed, delta_rule_step, recurrence};
 pub use step::step;
 
 use blocks::{LANES, padded};

@@ -6,7 +6,7 @@ use weft_tensor::{
 };
 
 use super::chunk::{self, Saved};
-use super::{Dims, Gate, Inputs, backward, composed, reference, step_gpu};
+use super::{Dims, Gate, Inputs, backward, composed, gpu, reference, step_gpu};
 
 /// Operands of the rule. The state's dtype (f32 or f64) is what everything is computed in; the other operands
 /// may have any float dtype, and the outputs get that of `qkv`.
@@ -27,6 +27,12 @@ pub struct Operands {
 impl Operands {
     /// The sizes. Errors if the shapes do not fit each other.
     pub fn dims(&self) -> Result<Dims> {
+        let [batch, _, _] = self.qkv.dims()?;
+        self.sizes(batch)
+    }
+
+    /// The same with a state for each of `sequences` sequences.
+    fn sizes(&self, sequences: usize) -> Result<Dims> {
         let ([batch, tokens, width], [b, value_heads, key_dim, value_dim]) =
             (self.qkv.dims()?, self.state.dims()?);
         let keys = width.saturating_sub(value_heads * value_dim);
@@ -39,8 +45,9 @@ impl Operands {
             key_dim,
             value_dim,
         };
-        let whole =
-            b == batch && keys == 2 * heads * key_dim && self.qkv.count() * self.state.count() > 0;
+        let whole = b == sequences
+            && keys == 2 * heads * key_dim
+            && self.qkv.count() * self.state.count() > 0;
         let gate = |gate: &Tensor, channels: usize, per_key_head: bool| match *gate.shape() {
             [b, t, n] => [b, t, n] == [batch, tokens, value_heads],
             [b, t, n, c] => {
@@ -67,11 +74,16 @@ impl Operands {
     }
 
     /// Row-major and in the state's dtype.
-    fn prepared(&self) -> Result<Operands> {
+    pub(super) fn prepared(&self) -> Result<Operands> {
+        self.prepared_for(self.state.dtype())
+    }
+
+    /// Row-major, gates in the state's dtype, qkv in its own.
+    fn prepared_for(&self, qkv: DType) -> Result<Operands> {
         let dtype = self.state.dtype();
         let prepare = |x: &Tensor| x.to_dtype(dtype)?.contiguous();
         Ok(Operands {
-            qkv: prepare(&self.qkv)?,
+            qkv: self.qkv.to_dtype(qkv)?.contiguous()?,
             decay: self.decay.as_ref().map(prepare).transpose()?,
             erase: prepare(&self.erase)?,
             write: prepare(&self.write)?,
@@ -125,10 +137,14 @@ impl Operands {
     }
 }
 
-/// All tokens in chunks, by the kernels or on a GPU in tensor operations: outputs [B, T, HV, V] and final state [B, HV, K, V]. Gradients flow to every operand.
+/// All tokens in chunks of about `chunk`, by the kernels or on a GPU in tensor operations where it has none: outputs
+/// [B, T, HV, V] and final state [B, HV, K, V]. Gradients flow to every operand.
 pub fn delta_rule(x: &Operands, chunk: usize) -> Result<(Tensor, Tensor)> {
     let dims = x.dims()?;
     let dtype = x.qkv.dtype();
+    if gpu::takes(x, dims, None) {
+        return gpu::forward(x.prepared_for(dtype)?, dims, None);
+    }
     let x = x.prepared()?;
     let (o, state) = match x.state.dtype() {
         _ if x.state.device() != Device::Cpu => compose(&x, chunk)?,
@@ -136,6 +152,67 @@ pub fn delta_rule(x: &Operands, chunk: usize) -> Result<(Tensor, Tensor)> {
         _ => run::<f32>(x, dims, chunk)?,
     };
     Ok((o.to_dtype(dtype)?, state))
+}
+
+/// Sequences of any lengths packed one behind the other: operands with B = 1 and a state for each of N sequences
+/// [N, HV, K, V]; `starts` i64 [N + 1] are their first tokens and then the number of all tokens, on the operands' device.
+/// Outputs [1, T, HV, V] and final states. The GPU's kernels do not wait for the host and so do not refuse `starts` that
+/// fall or leave tokens out: such outputs are undefined.
+pub fn delta_rule_packed(x: &Operands, starts: &Tensor, chunk: usize) -> Result<(Tensor, Tensor)> {
+    let [entries] = starts.dims()?;
+    let dims = x.sizes(entries.saturating_sub(1))?;
+    if dims.batch != 1 || starts.dtype() != DType::I64 {
+        return Err(Error::Custom(format!(
+            "delta_rule_packed: qkv {:?}, starts {}: expected [1, T, 2 H K + HV V] and i64",
+            x.qkv.shape(),
+            starts.dtype()
+        )));
+    }
+    if gpu::takes(x, dims, Some(starts)) {
+        let starts = starts.contiguous()?;
+        return gpu::forward(x.prepared_for(x.qkv.dtype())?, dims, Some(&starts));
+    }
+    each_sequence(x, Some(starts), |x| delta_rule(x, chunk))
+}
+
+/// `f` of each sequence, outputs packed again.
+pub(super) fn each_sequence(
+    x: &Operands,
+    starts: Option<&Tensor>,
+    f: impl Fn(&Operands) -> Result<(Tensor, Tensor)>,
+) -> Result<(Tensor, Tensor)> {
+    let Some(starts) = starts else {
+        return f(x);
+    };
+    let starts = starts.to_vec::<i64>()?;
+    let tokens = x.qkv.dim(1)? as i64;
+    let whole = starts.first() == Some(&0) && starts.last() == Some(&tokens);
+    if !whole || starts.windows(2).any(|w| w[0] > w[1]) {
+        return Err(Error::Custom(format!(
+            "delta_rule_packed: starts {starts:?} do not lead from 0 to {tokens} without falling"
+        )));
+    }
+    let (mut outputs, mut states) = (vec![], vec![]);
+    for (i, w) in starts.windows(2).enumerate() {
+        let (first, count) = (w[0] as usize, (w[1] - w[0]) as usize);
+        let state = x.state.narrow(0, i, 1)?;
+        if count == 0 {
+            states.push(state);
+            continue;
+        }
+        let part = |x: &Tensor| x.narrow(1, first, count);
+        let (o, state) = f(&Operands {
+            qkv: part(&x.qkv)?,
+            decay: x.decay.as_ref().map(part).transpose()?,
+            erase: part(&x.erase)?,
+            write: part(&x.write)?,
+            state,
+        })?;
+        outputs.push(o);
+        states.push(state);
+    }
+    let joined = |x: &[Tensor], axis| Tensor::cat(&x.iter().collect::<Vec<_>>(), axis);
+    Ok((joined(&outputs, 1)?, joined(&states, 0)?))
 }
 
 /// The same, token by token in plain operations: see [`reference`].
