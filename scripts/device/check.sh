@@ -16,7 +16,7 @@ mkdir -p "${OUT:=target/device}"
 out=$(cd "$OUT" && pwd)
 python=${PYTHON:-python3}
 
-PARTS="start parity optimizer laws golden train memcheck racecheck kernels models peers table"
+PARTS="start parity optimizer laws golden decoding train memcheck racecheck kernels models peers table"
 
 # What compute-sanitizer runs, as it makes everything ten to a hundred times slower: binary and filter of its tests.
 SMOKE="parity:table_strided parity_products:fused_operations parity_products:indices parity_sizes:special_values \
@@ -49,7 +49,7 @@ start() {
 # Every primitive, the allocator and the launches against the CPU, into memory filled with NaN.
 parity() {
     local failed=0
-    for name in weft_tensor parity parity_products parity_sizes parity_training cuda_graph cuda_process custom_kernel; do
+    for name in weft_tensor parity parity_products parity_sizes parity_training fused_expressions cuda_graph cuda_process custom_kernel; do
         "$bin/$name" || failed=1
     done
     return $failed
@@ -58,6 +58,8 @@ parity() {
 optimizer() { "$bin/weft_train" device_tests; }
 laws() { "$bin/laws" obeys_the_laws; }
 golden() { "$bin/weft_mixers"; }
+# Steps that were recorded against steps that were not.
+decoding() { "$bin/it" decoder; }
 
 # A training run whose last steps ask the driver for no memory.
 train() {

@@ -6,7 +6,8 @@ set -euo pipefail
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 cd "$(dirname "$0")/../.."
-tests="weft_tensor parity parity_products parity_sizes parity_training cuda_graph cuda_process custom_kernel weft_mixers laws weft_train"
+tests="weft_tensor parity parity_products parity_sizes parity_training fused_expressions cuda_graph cuda_process \
+custom_kernel weft_mixers laws it weft_train"
 
 export CARGO_TERM_COLOR=never
 put() { # FILE NAME
@@ -18,7 +19,7 @@ put() { # FILE NAME
 cargo build --release --locked -p weft-cli
 put "${CARGO_TARGET_DIR:-target}/release/weft" weft
 # "  Executable tests/parity.rs (target/release/deps/parity-0123456789abcdef)"
-list=$(cargo test --release --locked --no-run -p weft-tensor -p weft-mixers -p weft-train 2>&1 | tee >(cat >&2))
+list=$(cargo test --release --locked --no-run -p weft-tensor -p weft-mixers -p weft-models -p weft-train 2>&1 | tee >(cat >&2))
 for name in $tests; do
     file=$(sed -n "s|^ *Executable .* (\(.*/$name-[0-9a-f]*\))\$|\1|p" <<<"$list" | head -1)
     [ -n "$file" ] || { echo "cargo built no test binary $name" >&2; exit 1; }

@@ -30,7 +30,7 @@ Examples:
 
 A step is one token for each sequence. Without options a hybrid is measured at several batches, and it and a recurrent \
 model early and late in a context: the recurrent one takes the same time at both. B/s counts the weights and the \
-state, which a step reads once.";
+state, which a step reads once; 'recorded' says whether a step was sent to the GPU as a whole.";
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Float {
@@ -266,6 +266,7 @@ impl DecodeArgs {
             ("tokens/s", true),
             ("B/s", true),
             ("of copy", true),
+            ("recorded", false),
             ("state", true),
             MEMORY,
         ];
@@ -284,6 +285,7 @@ fn decode_cells(row: &DecodeRow) -> Vec<String> {
         short(row.tokens_per_second),
         bytes_per_second(row.bytes_per_second),
         percent(row.share),
+        if row.recorded { "yes" } else { "no" }.into(),
         bytes(row.state_bytes),
         memory(row.peak_bytes, row.driver_allocations),
     ]
