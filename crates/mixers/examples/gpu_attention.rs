@@ -25,9 +25,9 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         let sees = causal(b, 0);
         let scale = (d as f64).powf(-0.5);
         let forward = || attend(&q, &k, &v, &sees, scale).map_err(weft_tensor_error);
-        let there = c.median_ms(|| forward().map(drop))?;
+        let there = median_ms(c, || forward().map(drop))?;
         let (o, _) = forward()?;
-        let back = c.median_ms(|| {
+        let back = median_ms(c, || {
             grad(
                 &[&o],
                 Some(std::slice::from_ref(&seed)),
@@ -57,7 +57,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         let (k, v) = (cache()?, cache()?);
         let sees = causal(b, s as i64 - 1);
         let step = || no_grad(|| attend(&q, &k, &v, &sees, 0.1)).map_err(weft_tensor_error);
-        let ms = c.median_ms(|| step().map(drop))?;
+        let ms = median_ms(c, || step().map(drop))?;
         println!(
             "{b:4} {s:6} {heads:3} {kv_heads:3} {d:3} {dtype:5} {:8.1} {:7.0}",
             1e3 * ms,
@@ -65,6 +65,19 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         );
     }
     Ok(())
+}
+
+/// Median milliseconds of `f` on the GPU over 21 runs, after three that pay for compilation and memory.
+fn median_ms(c: &cuda::Context, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
+    (0..3).try_for_each(|_| f())?;
+    let mut all = vec![];
+    for _ in 0..21 {
+        let start = c.record()?;
+        f()?;
+        all.push(f64::from(start.until(&c.record()?)?));
+    }
+    all.sort_by(f64::total_cmp);
+    Ok(all[all.len() / 2])
 }
 
 fn weft_tensor_error(e: weft_mixers::Error) -> weft_tensor::Error {

@@ -203,6 +203,8 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
 #define BN 64
 #endif
 #define KEY_STAGES 4
+// Small heads have no registers to spare for it, and gain nothing.
+#define TURNS (HEAD_DIM == 128)
 #define KEY_BYTES (BN * ROW_BYTES)
 
 extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
@@ -245,6 +247,8 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
         const int lane = threadIdx.x % 32, group_row = (warpgroup() - 1) * 64;
         const int r0 = group_row + threadIdx.x % 128 / 32 * 16;
         const float c = scale * LOG2E;
+        const int turn = warpgroup() - 1;
+        if (TURNS && turn == GROUPS - 1) turn_pass<GROUPS>(turn);
         for (u64 n = blockIdx.x; n < pairs * tiles; n += gridDim.x) {
             const Item item(n, pairs, tiles, call.together, true);
             const u64 b = item.pair / call.heads, h = item.pair % call.heads;
@@ -281,7 +285,6 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
                     for (int e = 0; e < 4; e++) dp[j][e] = s[j][e] * (dp[j][e] - delta[e / 2]);
 #pragma unroll
                 for (int j = 0; j < BN / 16; j++) as_left(ds[j], dp[2 * j], dp[2 * j + 1]);
-                add<BN>(sum, ds, stages + used % KEY_STAGES * 2 * KEY_BYTES);
             };
             if (key_tiles.count > 0) {
                 barrier_wait(bars.kept_full, items++ & 1);
@@ -290,14 +293,18 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
                 hold(s);
                 for (int i = 0; i + 1 < key_tiles.count; i++) {
                     answer(i);
+                    if (TURNS) turn_wait(turn);
+                    add<BN>(sum, ds, stages + used % KEY_STAGES * 2 * KEY_BYTES);
                     used++;
                     ask();
+                    if (TURNS) turn_pass<GROUPS>(turn);
                     products_wait<1>();
                     hold(s);
                     hold(sum);
                     release(bars.empty + 8 * ((used - 1) % KEY_STAGES));
                 }
                 answer(key_tiles.count - 1);
+                add<BN>(sum, ds, stages + used % KEY_STAGES * 2 * KEY_BYTES);
                 products_wait<0>();
                 hold(sum);
                 release(bars.empty + 8 * (used % KEY_STAGES));

@@ -1,12 +1,14 @@
-// `forward.cu` for Hopper, keys as runs of positions, all of which are seen. One thread loads, GROUPS warpgroups compute: each has 64
-// of the block's queries and asks for the scores of the next tile before it adds the values of the last one, so that the softmax of one
-// runs while the tensor cores work. A block stays on its multiprocessor and takes one item after the other, the next
-// item's loads running ahead.
+// `forward.cu` for Hopper, keys as runs of positions, all of which are seen. One thread loads, GROUPS warpgroups compute:
+// each has 64 of the block's queries and asks for the scores of the next tile before it adds the values of the last one,
+// so that its softmax runs while the tensor cores work. A block stays on its multiprocessor and takes one item after the
+// other, the next item's loads running ahead.
 
-#if GROUPS == 3
+#if HEAD_DIM == 64
+#define GROUPS 3
 #define REGISTERS 160
 #define LOADER_REGISTERS 32
 #else
+#define GROUPS 2
 #define REGISTERS 240
 #define LOADER_REGISTERS 24
 #endif
@@ -19,39 +21,42 @@
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 extern __shared__ u128 memory[];
 
-
-// Each warpgroup's turn is a hardware barrier of its own, completed by the one before it.
-__device__ inline void turn_wait(int turn) {
-    asm volatile("bar.sync %0, 256;" ::"r"(turn + 1) : "memory");
-}
-__device__ inline void turn_pass(int turn) {
-    asm volatile("bar.arrive %0, 256;" ::"r"((turn + 1) % GROUPS + 1) : "memory");
-}
-
-// The weights of one tile in place of its scores; `decay` is what older sums shrink by.
+// The weights of one tile in place of its scores; `decay` is what older sums shrink by. Two chains of operations for
+// each of the thread's two rows: with two or three warps to a scheduler their latency counts.
 __device__ inline void softmax(float (&s)[BN / 8][4], float (&top)[2], float (&sum)[2], float (&decay)[2], float c) {
+    float high[4] = {top[0], top[0], top[1], top[1]}, base[2], added[4] = {};
+#pragma unroll
+    for (int j = 0; j < BN / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) high[e] = fmaxf(high[e], s[j][e]);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        float high = top[half];
-#pragma unroll
-        for (int j = 0; j < BN / 8; j++) high = fmaxf(high, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
-        high = quad_max(high);
+        const float now = quad_max(fmaxf(high[2 * half], high[2 * half + 1]));
         // Rows that have seen nothing yet: 2^(-inf - 0), not -inf - (-inf).
-        const float base = high == negative_infinity<float>() ? 0.0f : high * c;
-        decay[half] = exp2_fast(top[half] * c - base);
-        top[half] = high;
-        float added = 0;
-#pragma unroll
-        for (int j = 0; j < BN / 8; j++)
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                s[j][2 * half + e] = exp2_fast(s[j][2 * half + e] * c - base);
-                added += s[j][2 * half + e];
-            }
-        sum[half] = sum[half] * decay[half] + added;
+        base[half] = now == negative_infinity<float>() ? 0.0f : now * c;
+        decay[half] = exp2_fast(top[half] * c - base[half]);
+        top[half] = now;
     }
+#pragma unroll
+    for (int j = 0; j < BN / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            s[j][e] = exp2_fast(s[j][e] * c - base[e / 2]);
+            added[e] += s[j][e];
+        }
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+        sum[half] = sum[half] * decay[half] + (added[2 * half] + added[2 * half + 1]);
 }
 
+// Most tiles raise no maximum.
+__device__ inline void rescale(float (&out)[HEAD_DIM / 8][4], const float (&decay)[2]) {
+    if (!__any_sync(FULL_WARP, decay[0] < 1 || decay[1] < 1)) return;
+#pragma unroll
+    for (int d = 0; d < HEAD_DIM / 8; d++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) out[d][e] *= decay[e / 2];
+}
 #endif
 
 extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
@@ -80,9 +85,9 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
     const u64 pairs = call.batch * call.heads, tiles = (call.queries + BM - 1) / BM;
     u32 items = 0, used = 0;
 
-    if (threadIdx.x < 128) {
+    if (threadIdx.x >= 128 * GROUPS) {
         give_registers<LOADER_REGISTERS>();
-        if (threadIdx.x > 0) return;
+        if (threadIdx.x > 128 * GROUPS) return;
         for (u64 n = blockIdx.x; n < pairs * tiles; n += gridDim.x) {
             const Item item(n, pairs, tiles, call.together, true);
             const int b = (int)(item.pair / call.heads), h = (int)(item.pair % call.heads);
@@ -107,12 +112,12 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
         }
     } else {
         take_registers<REGISTERS>();
-        const int lane = threadIdx.x % 32, group_row = (warpgroup() - 1) * 64;
+        const int lane = threadIdx.x % 32, group_row = warpgroup() * 64;
         const int r0 = group_row + threadIdx.x % 128 / 32 * 16;
         const float c = scale * LOG2E;
         // Warpgroups ask for products by turns, so that one computes weights while another's products run.
-        const int turn = warpgroup() - 1;
-        if (turn == GROUPS - 1) turn_pass(turn);
+        const int turn = warpgroup();
+        if (turn == GROUPS - 1) turn_pass<GROUPS>(turn);
         auto release = [&](u32 bar) {
             __syncwarp();
             if (lane == 0) barrier_arrive(bar);
@@ -162,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
                     scores(used % STAGES);
                     barrier_wait(v_full + 8 * (last % STAGES), last / STAGES & 1);
                     add_values(last % STAGES);
-                    turn_pass(turn);
+                    turn_pass<GROUPS>(turn);
                     products_wait<1>();
                     hold(s);
                     release(k_empty + 8 * (used % STAGES));
@@ -173,13 +178,7 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
                     release(v_empty + 8 * (last % STAGES));
 #pragma unroll
                     for (int j = 0; j < BN / 16; j++) as_left(p[j], s[2 * j], s[2 * j + 1]);
-                    // Most tiles raise no maximum.
-                    if (__any_sync(FULL_WARP, decay[0] < 1 || decay[1] < 1)) {
-#pragma unroll
-                        for (int d = 0; d < HEAD_DIM / 8; d++)
-#pragma unroll
-                            for (int e = 0; e < 4; e++) out[d][e] *= decay[e / 2];
-                    }
+                    rescale(out, decay);
                 }
                 release(q_empty);
                 items++;

@@ -28,6 +28,13 @@ __device__ inline void barrier_wait(u32 bar, u32 parity) {
 // Which warpgroup this is, in a register that a whole warp shares: so are addresses of its rows then.
 __device__ inline int warpgroup() { return __shfl_sync(FULL_WARP, (int)threadIdx.x / 128, 0); }
 
+// Warpgroups ask for products by turns, so that one computes weights while another's products run: a turn is a hardware
+// barrier of each warpgroup, completed by the one before it.
+__device__ inline void turn_wait(int turn) { asm volatile("bar.sync %0, 256;" ::"r"(turn + 1) : "memory"); }
+template <int N> __device__ inline void turn_pass(int turn) {
+    asm volatile("bar.arrive %0, 256;" ::"r"((turn + 1) % N + 1) : "memory");
+}
+
 template <int REGISTERS> __device__ inline void take_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }

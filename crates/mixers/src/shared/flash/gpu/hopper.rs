@@ -21,11 +21,7 @@ pub static FORWARD: Source = Source {
         include_str!("hopper.cu"),
         include_str!("forward_hopper.cu")
     ),
-    variants: |_| {
-        [(64, 2), (64, 3), (128, 2)]
-            .map(|(d, n)| forward_of(d, n))
-            .to_vec()
-    },
+    variants: |_| HEAD_DIMS.map(forward_of).to_vec(),
 };
 
 /// The backward kernels.
@@ -40,23 +36,12 @@ pub static BACKWARD: Source = Source {
     variants: |_| HEAD_DIMS.map(backward_of).to_vec(),
 };
 
-/// With so many computing warpgroups.
-fn forward_of(head_dim: usize, groups: usize) -> Variant {
-    variant(&FORWARD, DType::BF16, head_dim, false).constant("GROUPS", groups as u32)
+fn forward_of(head_dim: usize) -> Variant {
+    variant(&FORWARD, DType::BF16, head_dim, false)
 }
 
 fn backward_of(head_dim: usize) -> Variant {
     variant(&BACKWARD, DType::BF16, head_dim, false)
-}
-
-/// Warpgroups that compute: three have room beside small heads, and are faster, but a block's queries are theirs, and
-/// those behind the last query are lost.
-fn groups(head_dim: usize, queries: usize) -> usize {
-    let padded = |groups: usize| queries.next_multiple_of(groups * GROUP_ROWS);
-    match head_dim {
-        64 if padded(3) * 20 <= padded(2) * 21 => 3,
-        _ => 2,
-    }
 }
 
 /// Rows that one warpgroup works on.
@@ -106,11 +91,10 @@ pub fn forward(
     seen: usize,
     scale: f64,
 ) -> Result<[Tensor; 2]> {
-    // `BN` and `STAGES` of the source.
-    let (keys, stages) = (128, 2);
-    let groups = groups(dims.dim, dims.queries);
+    // `GROUPS`, `BN` and `STAGES` of the source.
+    let (groups, keys, stages) = (if dims.dim == 64 { 3 } else { 2 }, 128, 2);
     let queries = groups * GROUP_ROWS;
-    let mut launch = Launch::new("attention", forward_of(dims.dim, groups), q.device())?;
+    let mut launch = Launch::new("attention", forward_of(dims.dim), q.device())?;
     let o = launch.output(q.shape(), DType::BF16)?;
     let lse = launch.output(&[dims.batch, dims.heads, dims.queries], DType::F32)?;
     launch.tiles(q, dims.queries, queries as u32)?;
