@@ -20,6 +20,7 @@ pub(crate) mod backward;
 #[cfg(test)]
 mod backward_tests;
 pub(crate) mod kernels;
+pub(crate) mod layer_step;
 #[cfg(test)]
 mod tests;
 
