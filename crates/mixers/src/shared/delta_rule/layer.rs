@@ -463,17 +463,7 @@ impl Mixer for DeltaLayer {
             };
             return (Form::Step, why);
         }
-        let why = if !on_gpu {
-            String::new()
-        } else if gpu::fits(h.key_dim, h.value_dim, device) {
-            ", on tensor cores with bf16 activations, as matrix products with others".into()
-        } else {
-            format!(
-                ", as matrix products: the kernel takes 64, 128 or 256 key channels and a multiple of 64 value channels, \
-                 not {} by {}, and blocks with 194 KiB of shared memory",
-                h.key_dim, h.value_dim
-            )
-        };
+        let why = gpu::plan(h.key_dim, h.value_dim, device);
         (Form::Chunk, format!("chunks of {CHUNK} tokens{why}"))
     }
 
