@@ -32,6 +32,7 @@ pub static KERNELS: &[&weft_tensor::cuda::Source] = &[
     &shared::delta_rule::gpu::kernels::PREPARE,
     &shared::delta_rule::gpu::kernels::SCALAR,
     &shared::delta_rule::gpu::kernels::SCAN,
+    &shared::delta_rule::gpu::layer_step::KERNEL,
     &shared::delta_rule::step_gpu::KERNELS,
     &shared::rope_gpu::KERNELS,
     &shared::flash::gpu::FORWARD,

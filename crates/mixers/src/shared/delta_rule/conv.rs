@@ -10,7 +10,7 @@ use crate::params::{Init, Param, Scope};
 
 /// Weights [C, 1, taps], in one parameter or one for each of q, k and v.
 pub struct ShortConv {
-    weights: Vec<Param>,
+    pub(super) weights: Vec<Param>,
     /// C.
     pub channels: usize,
     /// Inputs that an output sees.

@@ -15,7 +15,7 @@ use weft_tensor::{DType, Device, Tensor, grad_enabled};
 
 use super::conv::ShortConv;
 use super::decay::{log_decay, spread};
-use super::gpu as chunk_gpu;
+use super::gpu::{self, layer_step};
 use super::step_gpu;
 use super::{CHUNK, Operands, delta_rule, delta_rule_step, recurrence};
 use crate::error::{Error, Result};
@@ -237,10 +237,10 @@ pub enum Rate {
 
 /// From decay logits to log decays g <= 0, in the state's dtype.
 pub struct Decay {
-    a_log: Param,
-    dt_bias: Param,
+    pub(super) a_log: Param,
+    pub(super) dt_bias: Param,
     /// `Some(l)`: l sigmoid(exp(A_log) (f + dt_bias)), which never goes below l.
-    lower_bound: Option<f64>,
+    pub(super) lower_bound: Option<f64>,
 }
 
 impl Decay {
@@ -352,6 +352,20 @@ impl DeltaLayer {
         Ok(())
     }
 
+    /// o [B, T, HV, V] normalised and gated [B, T, HV V].
+    fn gated(&self, o: &Tensor, p: &Projected) -> Result<Tensor> {
+        let o = self.norm.forward(o)?;
+        let gate = split_heads(&p.gate, self.heads.value_heads)?;
+        let y = match self.output_gate {
+            OutputGate::Silu => gate.silu_mul(&o)?,
+            OutputGate::Sigmoid => sigmoid_mul(&gate, &o)?,
+        };
+        let [b, t, ..] = *y.shape() else {
+            return Ok(y);
+        };
+        Ok(y.reshape(&[b, t, self.heads.values()])?)
+    }
+
     /// The rule on projected x; moves the state on.
     fn mix(&self, p: &Projected, state: &mut State, call: &Call, form: Form) -> Result<Tensor> {
         let (qkv, inputs) = self.conv.forward(&p.qkv, state.get("conv")?, call)?;
@@ -406,16 +420,11 @@ impl Mixer for DeltaLayer {
             return Err(Error::config(self.name, "a chunk of 0 tokens"));
         }
         let p = self.projections.project(&x)?;
-        let o = self.mix(&p, state, call, form)?;
-        let o = self.norm.forward(&o)?;
-        let gate = split_heads(&p.gate, self.heads.value_heads)?;
-        let y = match self.output_gate {
-            OutputGate::Silu => gate.silu_mul(&o)?,
-            OutputGate::Sigmoid => sigmoid_mul(&gate, &o)?,
+        let y = match form == Form::Step && call.lengths.is_none() {
+            true if layer_step::takes(self, &p, state)? => layer_step::step(self, &p, state)?,
+            _ => self.gated(&self.mix(&p, state, call, form)?, &p)?,
         };
-        let y = self
-            .out
-            .forward(&y.reshape(&[b, t, self.heads.values()])?)?;
+        let y = self.out.forward(&y)?;
         state.advance(&call.tokens(b, t));
         call.zero_padding(&y)
     }
@@ -438,31 +447,23 @@ impl Mixer for DeltaLayer {
     }
 
     fn plan(&self, tokens: usize, training: bool) -> (Form, String) {
-        let gpu = self.norm.weight.get().device() != Device::Cpu;
+        let (h, device) = (&self.heads, self.norm.weight.get().device());
+        let on_gpu = device != Device::Cpu;
         if tokens == 1 && !training {
-            let h = &self.heads;
-            let why = match gpu && !step_gpu::fits(h.key_dim, h.value_dim, DType::F32) {
-                false => "one token, in place on the state".into(),
-                true => format!(
+            let why = if layer_step::fits(h, device) {
+                "one token of the layer in one launch, in place on the state".into()
+            } else if !on_gpu || step_gpu::fits(h.key_dim, h.value_dim, DType::F32) {
+                "one token, in place on the state".into()
+            } else {
+                format!(
                     "one token in tensor operations: the kernel takes f32 states with 64, 128 or 256 key channels \
                      and a multiple of 32 value channels, not {} by {}",
                     h.key_dim, h.value_dim
-                ),
+                )
             };
             return (Form::Step, why);
         }
-        let device = self.norm.weight.get().device();
-        let why = match gpu && !chunk_gpu::fits(self.heads.key_dim, self.heads.value_dim, device) {
-            false if gpu => {
-                ", on tensor cores with bf16 activations, as matrix products with others".into()
-            }
-            false => String::new(),
-            true => format!(
-                ", as matrix products: the kernel takes 64, 128 or 256 key channels and a multiple of 64 value \
-                 channels, not {} by {}, on a GPU with 160 KiB of shared memory to a block",
-                self.heads.key_dim, self.heads.value_dim
-            ),
-        };
+        let why = gpu::plan(h.key_dim, h.value_dim, device);
         (Form::Chunk, format!("chunks of {CHUNK} tokens{why}"))
     }
 

@@ -20,6 +20,7 @@ pub(crate) mod backward;
 #[cfg(test)]
 mod backward_tests;
 pub(crate) mod kernels;
+pub(crate) mod layer_step;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +39,20 @@ pub fn fits(key_dim: usize, value_dim: usize, device: Device) -> bool {
         return false;
     };
     context(ordinal).is_ok_and(|gpu| kernels::fits(key_dim, value_dim, gpu.shared_memory))
+}
+
+/// How chunks are computed on a device, to be appended to a sentence.
+pub fn plan(key_dim: usize, value_dim: usize, device: Device) -> String {
+    if device == Device::Cpu {
+        String::new()
+    } else if fits(key_dim, value_dim, device) {
+        ", on tensor cores with bf16 activations, as matrix products with others".into()
+    } else {
+        format!(
+            ", as matrix products: the kernels take 64, 128 or 256 key channels and a multiple of 64 value channels, not \
+             {key_dim} by {value_dim}, on a GPU with 163 KiB of shared memory to a block (more for 256)"
+        )
+    }
 }
 
 /// Whether the kernels take these operands; `starts` are those of packed sequences.

@@ -1,12 +1,15 @@
 //! The kernels, on the GPU that WEFT_TEST_DEVICE names, against the recurrence in f64 of the same rounded operands.
 
+use serde_json::json;
 use weft_tensor::{DType, Device, Rng, Tensor, grad, memory};
 
 use super::super::CHUNK;
 use super::super::op::each_sequence;
 use super::super::{Operands, delta_rule, delta_rule_packed, recurrence};
 use crate::golden::assert_close;
-use crate::laws::test_device;
+use crate::laws::{Subject, test_device};
+use crate::mixer::Form;
+use crate::registry::{Options, find};
 
 /// Products of bf16 with f32 sums.
 const TOLERANCE: f64 = 1e-2;
@@ -249,5 +252,59 @@ fn gradients_equal_those_of_the_recurrence() {
     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
         // Of values that the forward rounded to bf16.
         assert_close(&format!("gradient {i}"), got, want, 2e-2);
+    }
+}
+
+/// Layers of every kind of gates with heads that the kernels take.
+fn layers() -> Vec<(&'static str, serde_json::Value)> {
+    vec![
+        (
+            "gdn",
+            json!({"num_heads": 2, "num_v_heads": 4, "head_dim": 64, "allow_neg_eigval": true}),
+        ),
+        (
+            "gdn",
+            json!({"num_heads": 1, "num_v_heads": 2, "head_dim": 128, "layout": "qwen3_next"}),
+        ),
+        ("kda", json!({"num_heads": 2, "head_dim": 128})),
+        (
+            "gdn2",
+            json!({"num_heads": 2, "head_dim": 64, "head_v_dim": 128}),
+        ),
+        (
+            "gdn2",
+            json!({"num_heads": 1, "num_v_heads": 2, "head_dim": 128, "head_v_dim": 64}),
+        ),
+    ]
+}
+
+/// Tokens one by one, then all at once, against the reference form; then what follows from the state.
+#[test]
+fn layers_equal_their_reference() {
+    let Some(device) = gpu() else { return };
+    for (name, table) in layers() {
+        for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 4e-2)] {
+            let options = Options::new(96, table.clone());
+            let s = Subject::new(find(name).unwrap(), &options, dtype, &device).unwrap();
+            let (x, start) = (s.input(3, 3, 9), s.warm_state(3, 70).unwrap());
+            let mut after = start.clone();
+            let want = s.run_as(Form::Reference, &x, &mut after).unwrap();
+            let follow = s.follow(&after).unwrap();
+            for form in [Form::Step, Form::Chunk] {
+                let mut state = start.clone();
+                let y = match form {
+                    Form::Step => s.token_by_token(&x, &mut state).unwrap(),
+                    _ => s.run_as(form, &x, &mut state).unwrap(),
+                };
+                let label = format!("{name} {table} {dtype} {form}");
+                assert_close(&label, &y, &want, tolerance);
+                assert_close(
+                    &format!("after {label}"),
+                    &s.follow(&state).unwrap(),
+                    &follow,
+                    tolerance,
+                );
+            }
+        }
     }
 }
