@@ -291,10 +291,36 @@ impl LanguageModel {
             )));
         }
         let ids = ids.to_device(&self.device())?;
-        let mut x = self
-            .stack
-            .embedding
-            .forward(&ids.narrow(1, 0, n - 1)?, run.compute)?;
+        let x = self.from_start(&ids.narrow(1, 0, n - 1)?, run)?;
+        let logits = self.stack.head.forward(&x)?.flatten(0, 1)?;
+        let targets = ids.narrow(1, 1, n - 1)?.reshape(&[b * (n - 1)])?;
+        Ok(logits.cross_entropy(&targets)?)
+    }
+
+    /// Logits at some places of whole sequences from their beginning: ids [B, T] i64 -> [N, V] in f32 (f64 for f64
+    /// models) for N places, each b * T + t and about the token after ids[b, ..= t].
+    ///
+    /// # Errors
+    /// When an id is outside the vocabulary, or a place outside the sequences.
+    pub fn logits_at(&self, ids: &Tensor, places: &[usize], run: &Run) -> Result<Tensor> {
+        let [b, t] = self.check_ids(ids, None)?;
+        if let Some(place) = places.iter().find(|&&place| place >= b * t) {
+            return Err(Error::Input(format!(
+                "place {place} is outside of ids of shape [{b}, {t}]"
+            )));
+        }
+        let device = self.device();
+        let x = self.from_start(&ids.to_device(&device)?, run)?;
+        let places: Vec<i64> = places.iter().map(|&place| place as i64).collect();
+        let places = Tensor::from_vec(places, &[places.len()], &device)?;
+        self.stack
+            .head
+            .forward(&x.flatten(0, 1)?.index_select(0, &places)?)
+    }
+
+    /// Embeddings and blocks over whole sequences from their beginning: ids [B, T] -> [B, T, D].
+    fn from_start(&self, ids: &Tensor, run: &Run) -> Result<Tensor> {
+        let mut x = self.stack.embedding.forward(ids, run.compute)?;
         for block in &self.stack.blocks {
             x = if run.checkpoint {
                 block.checkpointed(&x)?
@@ -302,9 +328,7 @@ impl LanguageModel {
                 block.from_start(&x)?
             };
         }
-        let logits = self.stack.head.forward(&x)?.flatten(0, 1)?;
-        let targets = ids.narrow(1, 1, n - 1)?.reshape(&[b * (n - 1)])?;
-        Ok(logits.cross_entropy(&targets)?)
+        Ok(x)
     }
 
     /// Check that ids are [B, T] of i64 and, where valid, inside the vocabulary. Ids on a GPU are not waited for: a

@@ -13,6 +13,7 @@ fn run(layers: &str, lr: f64, seed: i64, bits: f64) -> RunResult {
         ]
         .into(),
         parameters: 3_214_848,
+        state_bytes: 4096,
         steps: 100,
         tokens_per_second: 10_000.0 + seed as f64,
         seconds: 61.0,

@@ -4,6 +4,7 @@
 //! parameters, moments, data order, counters, and the log up to the checkpoint. Everything random comes from the
 //! position in the data, so a run by steps or tokens gives the same bits each time.
 
+mod answers;
 mod budget;
 mod faults;
 mod journal;
@@ -19,6 +20,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+pub use answers::{AnswerTask, Draws};
 pub use faults::DUMP_FILE;
 pub use journal::{EVENTS_FOLDER, LOG_FILE};
 pub use progress::{Outcome, Progress, Summary, Times};
@@ -142,7 +144,7 @@ impl<'a> Trainer<'a> {
         let tokens = self.progress.tokens - tokens;
         let summary = Summary {
             outcome,
-            progress: self.progress,
+            progress: self.progress.clone(),
             times: self.times,
             tokens_per_second: tokens as f64 / self.times.training().max(f64::MIN_POSITIVE),
         };
@@ -244,16 +246,15 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Mean loss, number of predictions and gradients of the next batch; its graph is gone afterwards, so that
+    /// Mean loss, number of tokens and gradients of the next batch; its graph is gone afterwards, so that
     /// parameters can be changed in place.
     fn micro_batch(&mut self) -> Result<MicroBatch> {
         let times = &mut self.times;
         let batch = timed(&mut times.data, || self.batches.next_batch())?;
-        let (mean, value, count) = timed(&mut times.forward, || {
-            let losses = self.task.loss(&batch)?;
-            let mean = losses.mean_all()?;
+        let (mean, value) = timed(&mut times.forward, || {
+            let mean = self.task.loss(&batch)?.mean_all()?;
             let value = mean.item_f64()?;
-            Ok((mean, value, losses.count()))
+            Ok((mean, value))
         })?;
         let grads = timed(&mut times.backward, || {
             let mut gradients = mean.backward()?;
@@ -261,7 +262,7 @@ impl<'a> Trainer<'a> {
         })?;
         Ok(MicroBatch {
             mean: value,
-            count,
+            count: self.task.tokens(&batch),
             operations: self.task.operations(&batch),
             grads,
         })
@@ -303,18 +304,19 @@ impl<'a> Trainer<'a> {
         let Some(result) = result else {
             return Ok(());
         };
-        self.progress.evaluation = Some(result);
         if let Some(bar) = &mut self.bar {
             bar.note(&format!("step {}: {result}", self.progress.step));
         }
-        self.journal.evaluation(&self.progress, result)
+        self.journal.evaluation(&self.progress, &result)?;
+        self.progress.evaluation = Some(result);
+        Ok(())
     }
 
     fn save(&mut self) -> Result<()> {
         let start = Instant::now();
         let training = Training::new(
             self.run.clone(),
-            self.progress,
+            self.progress.clone(),
             self.optimizer.steps(),
             self.batches.position()?,
         );
@@ -330,7 +332,7 @@ impl<'a> Trainer<'a> {
 struct MicroBatch {
     /// Loss.
     mean: f64,
-    /// Predictions.
+    /// Tokens.
     count: usize,
     /// Floating-point operations.
     operations: Option<f64>,
