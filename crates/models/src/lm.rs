@@ -311,11 +311,11 @@ impl LanguageModel {
         }
         let device = self.device();
         let x = self.from_start(&ids.to_device(&device)?, run)?;
-        let places: Vec<i64> = places.iter().map(|&place| place as i64).collect();
-        let places = Tensor::from_vec(places, &[places.len()], &device)?;
+        let rows = places.iter().map(|&place| place as i64).collect();
+        let rows = Tensor::from_vec(rows, &[places.len()], &device)?;
         self.stack
             .head
-            .forward(&x.flatten(0, 1)?.index_select(0, &places)?)
+            .forward(&x.flatten(0, 1)?.index_select(0, &rows)?)
     }
 
     /// Embeddings and blocks over whole sequences from their beginning: ids [B, T] -> [B, T, D].

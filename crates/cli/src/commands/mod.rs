@@ -11,6 +11,7 @@ mod mixers;
 mod model;
 mod quickstart;
 mod study;
+mod tasks;
 mod train;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -57,6 +58,7 @@ pub enum Command {
     Study(study::Args),
     Explain(explain::Args),
     Mixers(mixers::Args),
+    Tasks(tasks::Args),
     Kernels(kernels::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -73,6 +75,7 @@ impl Command {
             Command::Study(args) => args.run(),
             Command::Explain(args) => args.run(),
             Command::Mixers(args) => args.run(),
+            Command::Tasks(args) => args.run(),
             Command::Kernels(args) => args.run(),
             Command::Completions(args) => args.run(),
             Command::Man(args) => args.run(),
