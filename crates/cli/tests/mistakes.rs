@@ -44,7 +44,7 @@ fn recipes() {
     );
     says(
         &train_with("[data]", "[task]\nname = \"mqra\"\n[data]"),
-        &["tiny.toml", "[task]", "`data`"],
+        &["tiny.toml", "`task`", "`data`"],
     );
     says(
         &train_with("gdn2 + attention", "gdn2 + atention"),
