@@ -20,9 +20,9 @@ use crate::bigram::Bigram;
 use crate::data::{Batches, Corpus, Document, TextSource};
 use crate::error::{Error, Result};
 use crate::evaluate::{EvalConfig, HeldOut, Score};
+use crate::model::of_size;
 use crate::optim::{Grads, Optimizer};
 use crate::recipe::{self, AdamW, Budget, Muon, TrainRecipe};
-use crate::run::of_size;
 use crate::schedule::Shape;
 use crate::trainer::{LanguageTask, Outcome, Place, Start, Trainer};
 

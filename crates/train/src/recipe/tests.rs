@@ -67,7 +67,7 @@ every = 50
 batches = 8
 "#;
 
-fn parse(text: &str) -> Result<Recipe> {
+pub(super) fn parse(text: &str) -> Result<Recipe> {
     Recipe::parse(text, "r.toml")
 }
 
@@ -78,13 +78,8 @@ fn data(recipe: &Recipe) -> &DataRecipe {
     }
 }
 
-/// The small recipe with a task instead of data.
-fn with_task(task: &str) -> Result<Recipe> {
-    parse(&SMALL.replace("[data]\ntext = \"docs\"", &format!("[task]\n{task}")))
-}
-
 /// The error of the small recipe with one line replaced.
-fn refused(line: &str, by: &str) -> String {
+pub(super) fn refused(line: &str, by: &str) -> String {
     assert!(SMALL.contains(line));
     parse(&SMALL.replace(line, by)).unwrap_err().to_string()
 }
@@ -442,79 +437,6 @@ fn wrong_types_ranges_and_contradictions_give_one_sentence() {
             .to_string()
             .contains("must be a table, not 3")
     );
-}
-
-#[test]
-fn a_task_stands_for_data() {
-    let recipe = with_task("name = \"mqar\"\npairs = 4\nmin_length = 16").unwrap();
-    let Source::Task(task) = &recipe.source else {
-        panic!("{:?}", recipe.source)
-    };
-    assert_eq!((task.length, task.min_length, task.seed), (64, 16, 0));
-    assert_eq!(
-        (&task.knobs["pairs"], &task.knobs["vocab"]),
-        (&4.into(), &256.into())
-    );
-    let long = with_task("name = \"mqar\"\npairs = 100").unwrap();
-    assert_eq!(long.source.sequence(), 400, "as short as it can be");
-}
-
-#[test]
-fn tasks_are_refused_in_one_sentence() {
-    let cases = [
-        ("", "r.toml:5: the key `task.name` is missing"),
-        (
-            "name = \"mqra\"",
-            "r.toml:6: there is no task \"mqra\", did you mean \"mqar\"?",
-        ),
-        (
-            "name = \"mqar\"\npiars = 4",
-            "r.toml:7: unknown key `task.piars`, did you mean `task.pairs`?",
-        ),
-        (
-            "name = \"mqar\"\nlegnth = 4",
-            "r.toml:7: unknown key `task.legnth`, did you mean `task.length`?",
-        ),
-        (
-            "name = \"mqar\"\npairs = 0",
-            "r.toml:7: task mqar: pairs is 0: give 1 to 128",
-        ),
-        (
-            "name = \"mqar\"\npairs = \"four\"",
-            "r.toml:6: task mqar: invalid type",
-        ),
-        (
-            "name = \"mqar\"\nlength = 9",
-            "r.toml:7: task mqar: 9 tokens are too few",
-        ),
-        (
-            "name = \"swaps\"\nlength = 9\nmin_length = 10",
-            "r.toml:8: `task.min_length` (10) is more than",
-        ),
-        (
-            "name = \"swaps\"\n[eval]\nlengths = [6, 100]",
-            "r.toml:8: task swaps: 6 tokens are too few",
-        ),
-        (
-            "name = \"swaps\"\n[eval]\nlengths = [7.5]",
-            "must be a list of whole numbers",
-        ),
-        (
-            "name = \"swaps\"\n[data]\ntext = \"a\"",
-            "cannot stand beside `data`",
-        ),
-    ];
-    for (task, part) in cases {
-        let error = with_task(task).unwrap_err().to_string();
-        assert!(error.contains(part) && !error.contains('\n'), "{error}");
-    }
-    let misspelt = SMALL.replace("[data]\ntext", "[tasks]\nname");
-    let error = parse(&misspelt).unwrap_err().to_string();
-    assert!(error.contains("did you mean `task`?"), "{error}");
-    for line in ["lengths = [9]", "tail = 0.5"] {
-        let error = refused("steps = 50", &format!("steps = 50\n[eval]\n{line}"));
-        assert!(error.contains("needs a [task]"), "{error}");
-    }
 }
 
 #[test]
