@@ -276,6 +276,9 @@ fn mixers_lists_the_registry() {
             "{mixer}"
         );
         assert_eq!(mixer["devices"][0], "cpu");
+        let page = mixer["page"].as_str().unwrap();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        assert!(root.join(page).is_file(), "{page}");
         assert!(
             number(mixer, "state_bytes") > 0.0 && number(mixer, "multiply_adds") > 0.0,
             "{mixer}"
@@ -288,11 +291,41 @@ fn mixers_lists_the_registry() {
         (true.into(), false.into())
     );
     let table = succeed(&["mixers"]);
+    for key in ["name", "paper", "page"] {
+        let told = |m: &Value| table.contains(m[key].as_str().unwrap());
+        assert!(list.iter().all(told), "{key}: {table}");
+    }
+}
+
+#[test]
+fn tasks_are_listed_with_their_knobs_and_can_be_trained_on() {
+    let list = json(&["tasks", "--json"]);
+    let task = |name: &str| list.as_array().unwrap().iter().find(|t| t["name"] == name);
+    assert_eq!(task("mqar").unwrap()["knobs"]["pairs"], 8);
+    let table = succeed(&["tasks"]);
     assert!(
-        list.iter()
-            .all(|m| table.contains(m["name"].as_str().unwrap())),
+        table.contains("state_tracking") && table.contains("pairs = 8"),
         "{table}"
     );
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("swaps.toml");
+    let text = "[task]\nname = \"swaps\"\nlength = 15\n[model]\nd_model = 16\nlayers = \"gdn\"\n\
+                [train]\nsteps = 4\nbatch = 2\n[eval]\nbatches = 2\nlengths = [25]\n";
+    let out = dir.path().join("run");
+    std::fs::write(&path, format!("out = {out:?}\n{text}")).unwrap();
+    let result = json(&["train", arg(&path), "--json", "--set", "task.slots=3"]);
+    let evaluation = &result["summary"]["progress"]["evaluation"];
+    assert_eq!(evaluation["lengths"][0]["length"], 25, "{result}");
+    assert!(number(evaluation, "accuracy") <= 1.0, "{result}");
+
+    let grid = "[study.grid]\nmodel.mixer.gdn.allow_neg_eigval = [true, false]\n";
+    std::fs::write(&path, format!("out = {out:?}\n{text}{grid}")).unwrap();
+    let study = json(&["study", arg(&path), "--json"]);
+    assert_eq!(study["metric"], "accuracy");
+    assert!(number(&study["runs"][0]["metrics"], "accuracy@25") <= 1.0);
+    assert!(number(&study["runs"][0], "state_bytes") > 0.0, "{study}");
+    assert!(out.join("plots/accuracy-length.svg").is_file());
 }
 
 #[test]

@@ -43,6 +43,10 @@ fn recipes() {
         &["tiny.toml:9", "not valid TOML"],
     );
     says(
+        &train_with("[data]", "[task]\nname = \"mqra\"\n[data]"),
+        &["tiny.toml", "`task`", "`data`"],
+    );
+    says(
         &train_with("gdn2 + attention", "gdn2 + atention"),
         &["atention", "attention"],
     );

@@ -127,6 +127,11 @@ pub trait Mixer: Send + Sync {
     /// The forms this mixer has, the reference first.
     fn forms(&self) -> &'static [Form];
 
+    /// The kinds of device that it runs on.
+    fn devices(&self) -> &'static [&'static str] {
+        &["cpu", "cuda"]
+    }
+
     /// The form that [`Mixer::forward`] takes for a number of tokens, and why, in one short sentence.
     fn plan(&self, tokens: usize, training: bool) -> (Form, String);
 

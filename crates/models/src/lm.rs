@@ -292,8 +292,35 @@ impl LanguageModel {
             )));
         }
         let ids = ids.to_device(&self.device())?;
-        let ids_in = ids.narrow(1, 0, n - 1)?;
-        let mut x: Stream = self.stack.embedding.forward(&ids_in, run.compute)?.into();
+        let x = self.from_start(&ids.narrow(1, 0, n - 1)?, run)?;
+        let targets = ids.narrow(1, 1, n - 1)?.reshape(&[b * (n - 1)])?;
+        let rows = x.map(|x| Ok(x.flatten(0, 1)?))?;
+        self.stack.head.loss(rows, &targets)
+    }
+
+    /// Logits at some places of whole sequences from their beginning: ids [B, T] i64 -> [N, V] in f32 (f64 for f64
+    /// models) for N places, each b * T + t and about the token after ids[b, ..= t].
+    ///
+    /// # Errors
+    /// When an id is outside the vocabulary, or a place outside the sequences.
+    pub fn logits_at(&self, ids: &Tensor, places: &[usize], run: &Run) -> Result<Tensor> {
+        let [b, t] = self.check_ids(ids, None)?;
+        if let Some(place) = places.iter().find(|&&place| place >= b * t) {
+            return Err(Error::Input(format!(
+                "place {place} is outside of ids of shape [{b}, {t}]"
+            )));
+        }
+        let device = self.device();
+        let x = self.from_start(&ids.to_device(&device)?, run)?;
+        let rows = places.iter().map(|&place| place as i64).collect();
+        let rows = Tensor::from_vec(rows, &[places.len()], &device)?;
+        let at = x.map(|x| Ok(x.flatten(0, 1)?.index_select(0, &rows)?))?;
+        self.stack.head.forward(at)
+    }
+
+    /// Embeddings and blocks over whole sequences from their beginning: ids [B, T] -> [B, T, D].
+    fn from_start(&self, ids: &Tensor, run: &Run) -> Result<Stream> {
+        let mut x: Stream = self.stack.embedding.forward(ids, run.compute)?.into();
         for block in &self.stack.blocks {
             x = if run.checkpoint {
                 block.checkpointed(&x)?
@@ -301,9 +328,7 @@ impl LanguageModel {
                 block.from_start(x)?
             };
         }
-        let targets = ids.narrow(1, 1, n - 1)?.reshape(&[b * (n - 1)])?;
-        let rows = x.map(|x| Ok(x.flatten(0, 1)?))?;
-        self.stack.head.loss(rows, &targets)
+        Ok(x)
     }
 
     /// Check that ids are [B, T] of i64 and, where valid, inside the vocabulary. Ids on a GPU are not waited for: a

@@ -64,6 +64,9 @@ pub enum Error {
     /// A parameter or a mixer refused.
     #[error(transparent)]
     Mixer(#[from] weft_mixers::Error),
+    /// A synthetic task refused.
+    #[error(transparent)]
+    Task(#[from] weft_tasks::Error),
     /// The model refused.
     #[error(transparent)]
     Model(#[from] weft_models::Error),

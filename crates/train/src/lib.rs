@@ -8,6 +8,7 @@ pub mod evaluate;
 pub mod files;
 pub mod log;
 pub mod machine;
+pub mod model;
 pub mod optim;
 pub mod quickstart;
 pub mod recipe;

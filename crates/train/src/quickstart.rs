@@ -19,7 +19,8 @@ use weft_tensor::{Device, Tensor};
 use crate::bigram::Bigram;
 use crate::data::{Batches, Corpus, Document, TextSource};
 use crate::error::{Error, Result};
-use crate::evaluate::{EvalConfig, Evaluation, HeldOut};
+use crate::evaluate::{EvalConfig, HeldOut, Score};
+use crate::model::of_size;
 use crate::optim::{Grads, Optimizer};
 use crate::recipe::{self, AdamW, Budget, Muon, TrainRecipe};
 use crate::schedule::Shape;
@@ -130,7 +131,8 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Option<Report>> {
     let mut models = vec![("3*gdn2 + attention", options.out.clone(), hybrid)];
     for name in ["attention", "gdn2"] {
         let size = models[0].2.params().count();
-        let model = equal_in_size(name, size, &tokenizer, options)?;
+        let config = of_size(config(name, &tokenizer)?, size)?;
+        let model = LanguageModel::new(&config, options.seed, &options.device)?;
         models.push((name, options.out.join("baselines").join(name), model));
     }
 
@@ -169,21 +171,18 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Option<Report>> {
         if summary.outcome == Outcome::Interrupted {
             return Ok(None);
         }
-        let Evaluation {
-            bits_per_byte,
-            perplexity,
-            ..
-        } = summary.progress.evaluation.ok_or_else(|| {
-            Error::Data("the model was not evaluated: there is no held-out text".into())
-        })?;
+        let Some(Score::Text(score)) = summary.progress.evaluation else {
+            let reason = "the model was not evaluated: there is no held-out text";
+            return Err(Error::Data(reason.into()));
+        };
         if sample.is_none() {
             sample = Some(continuation(&task.model, &tokenizer, &held, options.seed)?);
         }
         trained.push(Trained {
             layers: layers.into(),
             parameters,
-            bits_per_byte,
-            perplexity,
+            bits_per_byte: score.bits_per_byte,
+            perplexity: score.perplexity,
             tokens_per_second: summary.tokens_per_second,
             seconds: summary.progress.seconds,
             model_dir: folder,
@@ -233,24 +232,6 @@ fn config(pattern: &str, tokenizer: &Tokenizer) -> Result<Config> {
         .and_then(|p| p.layers(DEPTH))
         .map_err(|e| Error::Data(e.to_string()))?;
     Ok(Config::new(tokenizer.vocab_size(), WIDTH, layers))
-}
-
-/// A model of other layers with the same number of parameters, as near as the width of its MLPs allows.
-fn equal_in_size(
-    pattern: &str,
-    size: usize,
-    tokenizer: &Tokenizer,
-    options: &Options,
-) -> Result<LanguageModel> {
-    let Options { seed, device, .. } = options;
-    let mut config = config(pattern, tokenizer)?;
-    let plain = LanguageModel::new(&config, *seed, &Device::Cpu)?
-        .params()
-        .count();
-    let per_unit = 3 * WIDTH * DEPTH;
-    let units = (size as f64 - plain as f64) / per_unit as f64;
-    config.intermediate_size = (config.intermediate_size as f64 + units).round().max(16.0) as usize;
-    Ok(LanguageModel::new(&config, *seed, device)?)
 }
 
 /// The time of one training step, after a first one that pays for memory. The learning rate is 0: the model stays as it

@@ -1,26 +1,32 @@
-//! From a recipe to a trained model folder: the tokenizer, the data, the model and the trainer's settings, put
-//! together in one place. `weft train`, `weft study` and `weft quickstart` all come through here.
+//! From a recipe to a trained model folder: the tokenizer and the data or the synthetic task, the model and the
+//! trainer's settings, put together in one place. `weft train`, `weft study` and `weft quickstart` all come through here.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use weft_models::tokenizer::{END_OF_TEXT, Specials, Tokenizer};
-use weft_models::{Config, LanguageModel, MlpKind, Run};
+use weft_models::{LanguageModel, Run};
 use weft_tensor::{DType, Device};
 
 use crate::data::{Batches, Corpus, TextSource, Windows};
 use crate::error::{Error, Result};
+use crate::evaluate::answers::Exam;
 use crate::evaluate::{EvalConfig, HeldOut};
-use crate::recipe::{DataSource, Dtype, Mlp, ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe};
-use crate::trainer::{LanguageTask, Place, Start, Summary, Trainer};
+use crate::model::model_config;
+use crate::recipe::{
+    DataRecipe, DataSource, Recipe, Source, TaskRecipe, TokenizerRecipe, TrainRecipe,
+};
+use crate::trainer::{
+    AnswerTask, BatchSource, Draws, LanguageTask, Place, Start, Summary, Task, Trainer,
+};
 
 /// Everything that a recipe describes, ready to run.
 pub struct Prepared {
-    /// Model, tokenizer and held-out text.
-    pub task: LanguageTask,
-    /// Batches of the training data.
-    pub batches: Batches,
+    /// The model, and what it is evaluated on.
+    pub task: Box<dyn Task>,
+    /// What it is trained on.
+    pub batches: Box<dyn BatchSource>,
     /// How it is trained.
     pub train: TrainRecipe,
     /// Steps between evaluations; 0 means only at the end.
@@ -34,43 +40,83 @@ pub struct Prepared {
 /// # Errors
 /// When the data is missing, too short or does not fit the tokenizer, or the model cannot be built.
 pub fn prepare(recipe: &Recipe, device: &Device) -> Result<Prepared> {
-    let data = Data::load(recipe)?;
-    let vocab = recipe.model.vocab.unwrap_or(data.tokenizer.vocab_size());
-    if vocab < data.tokenizer.vocab_size() {
-        let needed = data.tokenizer.vocab_size();
-        return Err(Error::Data(format!(
-            "model.vocab is {vocab}, but the tokenizer has {needed} tokens: leave it out or give {needed} or more"
-        )));
-    }
-    let windows = data.corpus.train(recipe.data.sequence, vocab)?;
-    let config = model_config(&recipe.model, vocab)?;
-    let model = LanguageModel::new(&config, recipe.train.seed, device)?;
-    let compute = if recipe.train.bf16 {
-        DType::BF16
-    } else {
-        DType::F32
+    let (task, batches) = match &recipe.source {
+        Source::Data(data) => prepare_text(recipe, data, device)?,
+        Source::Task(task) => prepare_answers(recipe, task, device)?,
     };
+    Ok(Prepared {
+        task,
+        batches,
+        train: recipe.train.clone(),
+        evaluate_every: recipe.eval.every,
+        run: identity(recipe),
+    })
+}
+
+/// A task and its batches.
+type Lesson = (Box<dyn Task>, Box<dyn BatchSource>);
+
+fn prepare_text(recipe: &Recipe, source: &DataRecipe, device: &Device) -> Result<Lesson> {
+    let data = Data::load(recipe, source)?;
+    let model = model(recipe, "the tokenizer", data.tokenizer.vocab_size(), device)?;
+    let windows = data
+        .corpus
+        .train(source.sequence, model.config().vocab_size)?;
     let task = LanguageTask {
         model,
         tokenizer: data.tokenizer,
         held_out: data.held_out,
         evaluation: EvalConfig {
             // Beyond the length that it was trained on, attention says nothing about the model's quality there.
-            context: Some(recipe.data.sequence),
+            context: Some(source.sequence),
             ..EvalConfig::default()
         },
-        run: Run {
-            compute,
-            checkpoint: recipe.train.recompute,
-        },
+        run: compute(recipe),
     };
-    Ok(Prepared {
-        task,
-        batches: Batches::new(windows, recipe.train.batch, recipe.train.seed),
-        train: recipe.train.clone(),
-        evaluate_every: recipe.eval.every,
-        run: identity(recipe),
-    })
+    let batches = Batches::new(windows, recipe.train.batch, recipe.train.seed);
+    Ok((Box::new(task), Box::new(batches)))
+}
+
+fn prepare_answers(recipe: &Recipe, source: &TaskRecipe, device: &Device) -> Result<Lesson> {
+    let generator = source.generator()?;
+    let TrainRecipe { batch, seed, .. } = recipe.train;
+    let task = AnswerTask {
+        model: model(recipe, "the task", generator.task().vocab(), device)?,
+        generator,
+        exam: Exam {
+            length: source.length,
+            lengths: recipe.eval.lengths.clone(),
+            examples: (recipe.eval.batches as usize).saturating_mul(batch),
+            batch,
+            tail: recipe.eval.tail.unwrap_or(1.0),
+        },
+        run: compute(recipe),
+    };
+    Ok((Box::new(task), Box::new(Draws::new(source, batch, seed)?)))
+}
+
+/// The recipe's model, with room for the tokens of `whose`.
+fn model(recipe: &Recipe, whose: &str, needed: usize, device: &Device) -> Result<LanguageModel> {
+    let vocab = recipe.model.vocab.unwrap_or(needed);
+    if vocab < needed {
+        return Err(Error::Data(format!(
+            "model.vocab is {vocab}, but {whose} has {needed} tokens: leave it out or give {needed} or more"
+        )));
+    }
+    let config = model_config(&recipe.model, vocab)?;
+    Ok(LanguageModel::new(&config, recipe.train.seed, device)?)
+}
+
+fn compute(recipe: &Recipe) -> Run {
+    let compute = if recipe.train.bf16 {
+        DType::BF16
+    } else {
+        DType::F32
+    };
+    Run {
+        compute,
+        checkpoint: recipe.train.recompute,
+    }
 }
 
 /// Train what a recipe describes in its folder, on a device; `show` names the progress bar.
@@ -111,7 +157,7 @@ pub fn train_prepared(
         start,
         show,
     };
-    Trainer::open(place, &task, &mut batches, &train, evaluate_every)?.run(stop)
+    Trainer::open(place, &*task, &mut *batches, &train, evaluate_every)?.run(stop)
 }
 
 /// A recipe's data: tokens to train on, and text to evaluate on.
@@ -122,13 +168,13 @@ struct Data {
 }
 
 impl Data {
-    fn load(recipe: &Recipe) -> Result<Data> {
-        let share = recipe.data.held_out;
-        match &recipe.data.source {
+    fn load(recipe: &Recipe, data: &DataRecipe) -> Result<Data> {
+        let share = data.held_out;
+        match &data.source {
             DataSource::Text(paths) => {
                 let source = TextSource::read(paths)?;
                 let (train, held) = source.split(share);
-                let tokenizer = tokenizer(recipe.data.tokenizer.as_ref(), &train)?;
+                let tokenizer = tokenizer(data.tokenizer.as_ref(), &train)?;
                 let corpus = Corpus::from_text(&source, &tokenizer, share)?;
                 let bytes_per_token = train.iter().map(|t| t.len()).sum::<usize>() as f64
                     / corpus.train_tokens().max(1) as f64;
@@ -145,7 +191,7 @@ impl Data {
                 })
             }
             DataSource::Shards(paths) => {
-                let Some(TokenizerRecipe::Path(path)) = &recipe.data.tokenizer else {
+                let Some(TokenizerRecipe::Path(path)) = &data.tokenizer else {
                     return Err(Error::Data(
                         "data.shards hold tokens of a tokenizer that is not named: \
                          give the path of its tokenizer.json as data.tokenizer"
@@ -154,7 +200,7 @@ impl Data {
                 };
                 let tokenizer = Tokenizer::load(path)?;
                 let corpus = Corpus::open_shards(paths, share)?;
-                let windows = corpus.held_out(recipe.data.sequence, tokenizer.vocab_size());
+                let windows = corpus.held_out(data.sequence, tokenizer.vocab_size());
                 let held_out = match windows {
                     Ok(windows) => Some(decoded(&windows, &tokenizer, evaluation_tokens(recipe))?),
                     // Shards without enough held-out tokens for one sequence are not evaluated.
@@ -175,7 +221,7 @@ impl Data {
 fn evaluation_tokens(recipe: &Recipe) -> usize {
     (recipe.eval.batches as usize)
         .saturating_mul(recipe.train.batch)
-        .saturating_mul(recipe.data.sequence)
+        .saturating_mul(recipe.source.sequence())
 }
 
 /// The beginnings of texts, `limit` bytes together: the same share of each, so that all kinds are read.
@@ -225,46 +271,6 @@ pub fn tokenizer(recipe: Option<&TokenizerRecipe>, train: &[&str]) -> Result<Tok
     })
 }
 
-/// The model that a recipe describes. Every mixer is told the heads; its own table has the last word.
-///
-/// # Errors
-/// When a table is for a mixer that no layer uses.
-pub fn model_config(recipe: &ModelRecipe, vocab: usize) -> Result<Config> {
-    let layers = recipe
-        .layers
-        .layers(recipe.depth)
-        .map_err(|e| Error::Data(format!("model.layers: {e}")))?;
-    if let Some(name) = recipe.mixer.keys().find(|name| !layers.contains(name)) {
-        return Err(Error::Data(format!(
-            "[model.mixer.{name}] is for a mixer that no layer uses: the layers are {:?}",
-            recipe.layers.to_string()
-        )));
-    }
-    let mut config = Config::new(vocab, recipe.d_model, layers);
-    for name in &config.layer_types {
-        let mut table = Map::new();
-        table.insert("num_heads".into(), json!(recipe.heads));
-        table.insert("head_dim".into(), json!(recipe.head_dim));
-        if let Some(Value::Object(own)) = recipe.mixer.get(name) {
-            table.extend(own.clone());
-        }
-        config.mixers.insert(name.clone(), table);
-    }
-    config.mlp = match recipe.mlp {
-        Mlp::Swiglu => MlpKind::Swiglu,
-        Mlp::Gelu => MlpKind::Gelu,
-        Mlp::GeluTanh => MlpKind::GeluTanh,
-    };
-    config.intermediate_size = recipe.mlp_hidden;
-    config.tie_word_embeddings = recipe.tie_embeddings;
-    config.dtype = match recipe.dtype {
-        Dtype::F64 => DType::F64,
-        Dtype::F32 => DType::F32,
-        Dtype::Bf16 => DType::BF16,
-    };
-    Ok(config)
-}
-
 /// What makes a run the same run: the recipe without its place, its length, and what only watches it. So a run can be
 /// made longer; its schedule is from then on that of the longer run.
 fn identity(recipe: &Recipe) -> Value {
@@ -280,7 +286,7 @@ fn identity(recipe: &Recipe) -> Value {
     if let Value::Object(train) = &mut train {
         FREE.iter().for_each(|key| drop(train.remove(*key)));
     }
-    json!({ "model": recipe.model, "data": recipe.data, "train": train })
+    json!({ "model": recipe.model, "source": recipe.source, "train": train })
 }
 
 /// The recipe of a run folder's model, written beside it so that the run can be repeated.
@@ -298,7 +304,8 @@ pub fn write_recipe(recipe: &Recipe, folder: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trainer::Outcome;
+    use crate::evaluate::Score;
+    use crate::trainer::{LOG_FILE, Outcome};
 
     fn recipe(model: &str, train: &str) -> Recipe {
         let text = r#"
@@ -354,14 +361,35 @@ mod tests {
     }
 
     #[test]
-    fn each_mixer_is_told_the_heads_unless_its_table_says_otherwise() {
-        let model = ", heads = 2, mixer.gdn2 = { head_dim = 4 }";
-        let prepared = prepare(&recipe(model, "steps = 1"), &Device::Cpu).unwrap();
-        let table = &prepared.task.model.config().mixers["gdn2"];
-        assert_eq!(
-            (&table["num_heads"], &table["head_dim"]),
-            (&json!(2), &json!(4))
-        );
-        assert_eq!(prepared.task.evaluation.context, Some(16));
+    fn a_task_is_trained_and_asked_at_other_lengths() {
+        let out = tempfile::tempdir().unwrap();
+        let text = r#"
+            model = { d_model = 16, layers = "gdn" }
+            task = { name = "state_tracking", group = "Z2", length = 12, min_length = 4 }
+            train = { steps = 40, batch = 8, lr = 1e-2 }
+            eval = { every = 20, batches = 2, lengths = [24] }
+        "#;
+        let mut recipe = Recipe::parse(text, "r.toml").unwrap();
+        recipe.out = out.path().to_owned();
+        let never = AtomicBool::new(false);
+        let run =
+            |recipe: &Recipe| super::train(recipe, &Device::Cpu, Start::Continue, None, &never);
+        let summary = run(&recipe).unwrap();
+        let Some(Score::Answers(answers)) = summary.progress.evaluation.clone() else {
+            panic!("{summary:?}")
+        };
+        assert_eq!((answers.trained.length, answers.trained.answers), (12, 192));
+        assert_eq!((answers.lengths[0].length, answers.chance), (24, 0.5));
+        assert!(answers.trained.accuracy > 0.55, "{answers:?}");
+        // Every token counts: lengths from 4 to 12, 8 is their mean.
+        let mean = summary.progress.tokens as f64 / (40.0 * 8.0);
+        assert!((mean - 8.0).abs() < 1.5, "{mean}");
+        let log = std::fs::read_to_string(out.path().join(LOG_FILE)).unwrap();
+        assert_eq!(log.matches("\"accuracy\"").count(), 2 * 2, "{log}");
+        assert_eq!(run(&recipe).unwrap().progress, summary.progress);
+        if let Source::Task(task) = &mut recipe.source {
+            task.knobs["group"] = json!("Z3");
+        }
+        assert!(run(&recipe).is_err(), "another task is another run");
     }
 }

@@ -7,12 +7,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use weft_models::folder;
+use weft_models::{explain, folder};
 use weft_tensor::Device;
 
 use crate::error::{Error, Result};
+use crate::evaluate::Score;
 use crate::files::write_atomic;
-use crate::recipe::{Study, StudyRun};
+use crate::recipe::{Source, Study, StudyRun};
 use crate::report::{AxisValue, RunResult, StudyResult};
 use crate::run;
 use crate::trainer::{LOG_FILE, Outcome, Start};
@@ -101,10 +102,22 @@ pub fn run(
         recipe: words.recipe,
         machine: words.machine,
         version: words.version,
-        metric: "bits_per_byte".into(),
+        metric: study
+            .runs
+            .first()
+            .map_or("", |run| metric(&run.recipe.source))
+            .into(),
         planned: study.runs.len(),
         runs,
     }))
+}
+
+/// The number that decides about what is learned from a source.
+fn metric(source: &Source) -> &'static str {
+    match source {
+        Source::Data(_) => "bits_per_byte",
+        Source::Task(_) => "accuracy",
+    }
 }
 
 /// Whether it was finished.
@@ -121,25 +134,25 @@ fn run_one(
         Err(Error::Diverged { .. }) => None,
         other => Some(other?),
     };
-    if summary.is_some_and(|s| s.outcome == Outcome::Interrupted) {
+    if matches!(&summary, Some(s) if s.outcome == Outcome::Interrupted) {
         return Ok(false);
     }
-    let mut metrics = BTreeMap::new();
-    let evaluation = summary.and_then(|s| s.progress.evaluation);
-    metrics.insert(
-        "bits_per_byte".into(),
-        evaluation.map_or(f64::NAN, |e| e.bits_per_byte),
-    );
-    metrics.insert(
-        "perplexity".into(),
-        evaluation.map_or(f64::NAN, |e| e.perplexity),
-    );
+    let summary = summary.as_ref();
+    let score = summary.and_then(|s| s.progress.evaluation.as_ref());
+    let mut metrics: BTreeMap<String, f64> =
+        score.map(Score::metrics).into_iter().flatten().collect();
+    if score.is_none() {
+        // What diverged has no score, which is a result too.
+        metrics.insert(metric(&one.recipe.source).into(), f64::NAN);
+    }
     metrics.insert("loss".into(), summary.map_or(f64::NAN, |s| s.progress.loss));
-    let parameters = match summary {
-        Some(_) => folder::load(&one.recipe.out, &Device::Cpu)?
-            .params()
-            .count(),
-        None => 0,
+    let (parameters, state_bytes) = match summary {
+        Some(_) => {
+            let model = folder::load(&one.recipe.out, &Device::Cpu)?;
+            let told = explain(&model, one.recipe.source.sequence())?;
+            (told.parameters, told.state_bytes)
+        }
+        None => (0, 0),
     };
     let result = RunResult {
         name: one.name.clone(),
@@ -149,6 +162,7 @@ fn run_one(
             .map(|(k, v)| (k.clone(), axis(v)))
             .collect(),
         parameters: parameters as u64,
+        state_bytes: state_bytes as u64,
         steps: summary.map_or(0, |s| s.progress.step),
         tokens_per_second: summary.map_or(f64::NAN, |s| s.tokens_per_second),
         seconds: summary.map_or(begin.elapsed().as_secs_f64(), |s| s.progress.seconds),
@@ -167,8 +181,9 @@ fn axis(value: &str) -> AxisValue {
 }
 
 /// The curves of a run, and where their values stand in a line of its log.
-const CURVES: [(&str, &str); 2] = [
+const CURVES: [(&str, &str); 3] = [
     ("loss", "/loss"),
+    ("accuracy", "/evaluation/accuracy"),
     ("bits_per_byte", "/evaluation/bits_per_byte"),
 ];
 

@@ -1,4 +1,4 @@
-//! `weft mixers`: the sequence mixers there are, what they remember and what they cost.
+//! `weft mixers`: the sequence mixers there are, where they run, what they remember and what they cost.
 
 use clap::{ArgAction, value_parser};
 use serde::Serialize;
@@ -19,7 +19,7 @@ Examples:
 The state is that of one sequence in one layer, in 32-bit floats, after --context tokens; '+' marks one \
 that grows with the context. The cost is in multiply-adds of one layer for one token at that context.";
 
-/// List the sequence mixers: paper, forms, state and cost per token
+/// List the sequence mixers: paper, page, forms, devices, state and cost per token
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -39,8 +39,9 @@ struct Line {
     name: &'static str,
     title: &'static str,
     paper: &'static str,
+    page: &'static str,
     forms: &'static [Form],
-    devices: [&'static str; 2],
+    devices: &'static [&'static str],
     parameters: usize,
     state_bytes: usize,
     state_grows: bool,
@@ -57,9 +58,11 @@ impl Line {
                 .map(Form::to_string)
                 .collect::<Vec<_>>()
                 .join(" "),
+            self.devices.join(" "),
             report::short(self.parameters as f64),
             format!("{}{grows}", report::bytes(self.state_bytes)),
             report::short(self.multiply_adds as f64),
+            self.page.to_string(),
             self.paper.to_string(),
         ]
     }
@@ -78,9 +81,11 @@ impl Args {
         let headings = [
             ("name", false),
             ("forms", false),
+            ("devices", false),
             ("parameters", true),
             ("state", true),
             ("cost/token", true),
+            ("page", false),
             ("paper", false),
         ];
         output::print(report::plain(&headings, lines.iter().map(Line::cells)))?;
@@ -103,8 +108,9 @@ impl Args {
             name: entry.name,
             title: entry.title,
             paper: entry.paper,
+            page: entry.page,
             forms: entry.forms,
-            devices: ["cpu", "cuda"],
+            devices: mixer.devices(),
             parameters: params.count(),
             state_bytes,
             state_grows: mixer.state_bytes(2 * context, DType::F32) > state_bytes,

@@ -12,6 +12,7 @@ mod mixers;
 mod model;
 mod quickstart;
 mod study;
+mod tasks;
 mod train;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -58,6 +59,7 @@ pub enum Command {
     Study(study::Args),
     Explain(explain::Args),
     Mixers(mixers::Args),
+    Tasks(tasks::Args),
     Kernels(kernels::Args),
     Bench(bench::Args),
     Completions(completions::Args),
@@ -75,6 +77,7 @@ impl Command {
             Command::Study(args) => args.run(),
             Command::Explain(args) => args.run(),
             Command::Mixers(args) => args.run(),
+            Command::Tasks(args) => args.run(),
             Command::Kernels(args) => args.run(),
             Command::Bench(args) => args.run(),
             Command::Completions(args) => args.run(),

@@ -61,7 +61,7 @@ impl Args {
         let stop = interrupt::flag()?;
         let prepared = run::prepare(&recipe, &self.device.open()?)?;
         run::write_recipe(&recipe, &recipe.out)?;
-        let parameters = prepared.task.model.params().count();
+        let parameters = prepared.task.params().count();
         let summary = run::train_prepared(prepared, &recipe.out, start, name, stop)?;
         if self.json {
             output::json(

@@ -28,6 +28,22 @@ fn the_loss_is_that_of_the_forwards_logits() {
 }
 
 #[test]
+fn logits_at_places_are_those_of_the_forward() {
+    let m = model(DType::F64, 1);
+    let ids = ids(2, 9, 2);
+    let all = run(&m, &ids, &mut m.init_state(2).unwrap());
+    let got = m.logits_at(&ids, &[3, 17, 9], &F64).unwrap();
+    let rows = Tensor::from_vec(vec![3i64, 17, 9], &[3], &Device::Cpu).unwrap();
+    let want = all.flatten(0, 1).unwrap().index_select(0, &rows).unwrap();
+    close(&got, &want, 1e-12);
+    let error = m.logits_at(&ids, &[18], &F64).unwrap_err().to_string();
+    assert!(
+        error.contains("place 18") && error.contains("[2, 9]"),
+        "{error}"
+    );
+}
+
+#[test]
 fn gradients_of_the_loss_agree_with_finite_differences() {
     for mlp in [MlpKind::Swiglu, MlpKind::Gelu, MlpKind::GeluTanh] {
         for tie in [true, false] {

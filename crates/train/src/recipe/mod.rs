@@ -18,7 +18,9 @@
 //! lr = 3e-3
 //! ```
 //!
-//! Only `model.d_model`, `model.layers`, the data and a length of the run are required; the fields below say the other
+//! A `[task]` table stands for `[data]` where the model is to learn a synthetic task ([`TaskRecipe`]).
+//!
+//! Only `model.d_model`, `model.layers`, the data or task and a length of the run are required; the fields below say the other
 //! keys and their defaults. Paths are relative to the folder that the command runs in. Whatever is not known is
 //! refused: a misspelt key never trains a different model in silence.
 
@@ -27,6 +29,7 @@ mod model;
 mod node;
 mod section;
 mod study;
+mod task;
 #[cfg(test)]
 mod tests;
 mod train;
@@ -36,8 +39,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use data::{DataRecipe, DataSource, TokenizerRecipe};
-pub use model::{Dtype, Mlp, ModelRecipe};
+pub use model::{Dtype, Mlp, MlpWidth, ModelRecipe};
 pub use study::{Study, StudyRun};
+pub use task::TaskRecipe;
 pub use train::{AdamW, Budget, EvalRecipe, Muon, Optimizer, TrainRecipe};
 
 use crate::error::{Error, Result};
@@ -70,12 +74,44 @@ pub struct Recipe {
     pub out: PathBuf,
     /// What is built.
     pub model: ModelRecipe,
-    /// What is learned from.
-    pub data: DataRecipe,
+    /// What is learned from: the table `data` or `task`.
+    #[serde(flatten)]
+    pub source: Source,
     /// How it is trained.
     pub train: TrainRecipe,
     /// How it is evaluated.
     pub eval: EvalRecipe,
+}
+
+/// What is learned from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// Text or tokens.
+    Data(DataRecipe),
+    /// A synthetic task.
+    Task(TaskRecipe),
+}
+
+impl Source {
+    /// Tokens of the longest training sequence.
+    pub fn sequence(&self) -> usize {
+        match self {
+            Source::Data(data) => data.sequence,
+            Source::Task(task) => task.length,
+        }
+    }
+
+    fn read(file: &mut Section<'_>) -> Result<Self> {
+        match (file.get("data").is_some(), file.get("task").is_some()) {
+            (true, true) => Err(file.error("task", "cannot stand beside `data`: give one of them")),
+            (false, true) => Ok(Source::Task(TaskRecipe::read(file.section("task")?)?)),
+            (has_data, false) => match file.misspelt("task").filter(|_| !has_data) {
+                Some(error) => Err(error),
+                None => Ok(Source::Data(DataRecipe::read(file.section("data")?)?)),
+            },
+        }
+    }
 }
 
 impl Recipe {
@@ -130,12 +166,15 @@ impl Recipe {
 
     fn read(root: &Node, out: PathBuf) -> Result<Self> {
         let mut file = Section::root(root);
+        let out = file.text("out")?.map_or(out, PathBuf::from);
+        let model = ModelRecipe::read(file.section("model")?)?;
+        let source = Source::read(&mut file)?;
         let recipe = Self {
-            out: file.text("out")?.map_or(out, PathBuf::from),
-            model: ModelRecipe::read(file.section("model")?)?,
-            data: DataRecipe::read(file.section("data")?)?,
+            out,
+            model,
             train: TrainRecipe::read(file.section("train")?)?,
-            eval: EvalRecipe::read(file.section("eval")?)?,
+            eval: EvalRecipe::read(file.section("eval")?, &source)?,
+            source,
         };
         file.finish()?;
         Ok(recipe)

@@ -22,8 +22,10 @@ pub struct ModelRecipe {
     pub head_dim: usize,
     /// The channel mixer behind each sequence mixer. Default SwiGLU.
     pub mlp: Mlp,
-    /// Its hidden width. Default 8/3 of `d_model` for SwiGLU and 4 for GELU, rounded up to a multiple of 32.
-    pub mlp_hidden: usize,
+    /// How wide it is: `mlp_hidden` or `parameters`. Default 8/3 of `d_model` for SwiGLU and 4 for GELU, rounded up to
+    /// a multiple of 32.
+    #[serde(flatten)]
+    pub mlp_width: MlpWidth,
     /// Rows of the embedding. Default the tokenizer's vocabulary.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vocab: Option<usize>,
@@ -46,6 +48,17 @@ pub enum Mlp {
     Gelu,
     /// The same with the tanh form of GELU.
     GeluTanh,
+}
+
+/// The hidden width of the channel mixers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum MlpWidth {
+    /// As it is.
+    #[serde(rename = "mlp_hidden")]
+    Hidden(usize),
+    /// As wide as it takes to give the model about this many parameters, so that mixers are compared at equal size.
+    #[serde(rename = "parameters")]
+    Parameters(usize),
 }
 
 /// Types of stored parameters.
@@ -97,6 +110,16 @@ impl ModelRecipe {
             Mlp::Swiglu => (d_model * 8).div_ceil(3).next_multiple_of(32),
             Mlp::Gelu | Mlp::GeluTanh => (d_model * 4).next_multiple_of(32),
         };
+        let given = table.size("mlp_hidden", 1..=MAX_WIDTH)?;
+        let parameters = table.size("parameters", 1..=1 << 40)?;
+        let mlp_width = match (given, parameters) {
+            (Some(_), Some(_)) => {
+                let reason = "chooses `model.mlp_hidden`: give one of them";
+                return Err(table.error("parameters", reason));
+            }
+            (None, Some(parameters)) => MlpWidth::Parameters(parameters),
+            (given, None) => MlpWidth::Hidden(given.unwrap_or(hidden)),
+        };
         let recipe = Self {
             d_model,
             layers,
@@ -104,7 +127,7 @@ impl ModelRecipe {
             heads,
             head_dim,
             mlp,
-            mlp_hidden: table.size("mlp_hidden", 1..=MAX_WIDTH)?.unwrap_or(hidden),
+            mlp_width,
             vocab: table.size("vocab", 2..=1 << 22)?,
             tie_embeddings: table.flag("tie_embeddings")?.unwrap_or(true),
             dtype: table.choice("dtype", &DTYPES)?.unwrap_or(Dtype::F32),

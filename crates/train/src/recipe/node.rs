@@ -104,10 +104,10 @@ impl Node {
         }
     }
 
-    /// Puts `node` under a path of keys, making the tables on the way.
+    /// Puts `node` under a path of keys, making the tables on the way; a table is joined with one that is there.
     pub(super) fn set(&mut self, path: &[&str], node: Node) {
         let [key, rest @ ..] = path else {
-            *self = node;
+            self.merge(node);
             return;
         };
         if self.entries().is_none() {

@@ -48,7 +48,9 @@ impl<'a> Section<'a> {
 
     /// The value under `key` as it is.
     pub(super) fn get(&mut self, key: &'static str) -> Option<&'a Node> {
-        self.asked.push(key);
+        if !self.asked.contains(&key) {
+            self.asked.push(key);
+        }
         self.entries
             .iter()
             .find(|(name, _)| name == key)
@@ -101,6 +103,29 @@ impl<'a> Section<'a> {
         let expected = format!("a number from {:?} to {:?}", range.start(), range.end());
         self.read(key, &expected, |node| {
             number(node).filter(|value| range.contains(value))
+        })
+    }
+
+    /// A list of whole numbers.
+    pub(super) fn sizes(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<u64>,
+    ) -> Result<Option<Vec<usize>>> {
+        let (low, high) = (range.start(), range.end());
+        let expected = format!("a list of whole numbers from {low} to {high}");
+        self.read(key, &expected, |node| match &node.value {
+            Value::List(items) => items
+                .iter()
+                .map(|item| match item.value {
+                    Value::Integer(value) => u64::try_from(value)
+                        .ok()
+                        .filter(|value| range.contains(value))
+                        .map(|value| value as usize),
+                    _ => None,
+                })
+                .collect(),
+            _ => None,
         })
     }
 
@@ -161,6 +186,29 @@ impl<'a> Section<'a> {
         )
     }
 
+    /// Takes every key that nobody asked for: those in `known` as JSON, all others are refused. The table itself comes
+    /// back for complaints.
+    pub(super) fn rest(
+        self,
+        known: &[&str],
+    ) -> Result<(serde_json::Map<String, serde_json::Value>, Self)> {
+        let mut map = serde_json::Map::new();
+        for (name, node) in self.entries {
+            if self.asked.contains(&name.as_str()) {
+                continue;
+            }
+            if !known.contains(&name.as_str()) {
+                let all: Vec<&str> = self.asked.iter().chain(known).copied().collect();
+                return Err(self.unknown(name, node, &all));
+            }
+            let value = node
+                .to_json()
+                .ok_or_else(|| self.expected(name, node, "a finite number"))?;
+            map.insert(name.clone(), value);
+        }
+        Ok((map, self))
+    }
+
     /// Refuses keys that nobody asked for; must be called when all others are read.
     pub(super) fn finish(self) -> Result<()> {
         let unknown = self
@@ -183,7 +231,7 @@ impl<'a> Section<'a> {
     }
 
     /// The error for a key that looks like `key`, which is not there.
-    fn misspelt(&self, key: &'static str) -> Option<Error> {
+    pub(super) fn misspelt(&self, key: &'static str) -> Option<Error> {
         let close = self
             .entries
             .iter()
@@ -202,9 +250,14 @@ impl<'a> Section<'a> {
 
     /// An error about the value of a key, or about the table when the key is not there.
     pub(super) fn error(&self, key: &str, reason: &str) -> Error {
+        self.wrong(key, format!("`{}{key}` {reason}", self.prefix))
+    }
+
+    /// As [`Section::error`], for a reason that names the key itself.
+    pub(super) fn wrong(&self, key: &str, reason: String) -> Error {
         let node = self.entries.iter().find(|(name, _)| name == key);
-        let place = node.map_or(&self.place, |(_, node)| &node.place);
-        place.error(format!("`{}{key}` {reason}", self.prefix))
+        node.map_or(&self.place, |(_, node)| &node.place)
+            .error(reason)
     }
 
     fn read<T>(

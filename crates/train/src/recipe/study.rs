@@ -15,6 +15,16 @@
 //!
 //! gives the six runs `layers-attention_seed-0` to `layers-3xgdn2+attention_seed-1`, the last key running fastest. Each
 //! run's `out` is a folder of its name in the study's.
+//!
+//! A value may be a table, for keys that change together; it is joined with the recipe's, and its `label` names it:
+//!
+//! ```toml
+//! [study.grid]
+//! model = [
+//!     { label = "reflecting", layers = "gdn", mixer.gdn.allow_neg_eigval = true },
+//!     { label = "attention", layers = "attention" },
+//! ]
+//! ```
 
 use std::path::{Path, PathBuf};
 
@@ -54,7 +64,8 @@ pub struct StudyRun {
 /// One key of the grid.
 struct Axis {
     key: String,
-    values: Vec<Node>,
+    /// Each with its name in the report.
+    values: Vec<(String, Node)>,
 }
 
 impl Study {
@@ -104,7 +115,7 @@ impl Study {
             .try_fold(1usize, |count, axis| count.checked_mul(axis.values.len()));
         let Some(count) = count.filter(|&count| count <= MAX_RUNS) else {
             let reason = format!("the grid gives more than {MAX_RUNS} runs");
-            return Err(axes[0].values[0].place.error(reason));
+            return Err(axes[0].values[0].1.place.error(reason));
         };
         let labels: Vec<&str> = axes.iter().map(|axis| label(axis, axes)).collect();
         let mut study = Self {
@@ -118,11 +129,11 @@ impl Study {
             let mut parts = Vec::new();
             let mut rest = index;
             for (axis, label) in axes.iter().zip(&labels).rev() {
-                let value = &axis.values[rest % axis.values.len()];
+                let (name, value) = &axis.values[rest % axis.values.len()];
                 rest /= axis.values.len();
                 node.set(&axis.key.split('.').collect::<Vec<_>>(), value.clone());
-                parts.push(format!("{label}-{}", file_name(&plain(value))));
-                settings.push((axis.key.clone(), plain(value)));
+                parts.push(format!("{label}-{}", file_name(name)));
+                settings.push((axis.key.clone(), name.clone()));
             }
             settings.reverse();
             parts.reverse();
@@ -170,7 +181,10 @@ fn collect(node: &Node, key: &str, axes: &mut Vec<Axis>) -> Result<()> {
         Value::List(values) if !values.is_empty() => {
             axes.push(Axis {
                 key: key.to_owned(),
-                values: values.clone(),
+                values: values
+                    .iter()
+                    .map(|value| named(value.clone()))
+                    .collect::<Result<_>>()?,
             });
             Ok(())
         }
@@ -178,6 +192,22 @@ fn collect(node: &Node, key: &str, axes: &mut Vec<Axis>) -> Result<()> {
             "`study.grid.{key}` must be a list of values, not {node}"
         ))),
     }
+}
+
+/// A value and its name: the `label` that a table may carry, else what it says.
+fn named(mut value: Node) -> Result<(String, Node)> {
+    let name = match value.remove("label") {
+        None => plain(&value),
+        Some(Node {
+            value: Value::Text(label),
+            ..
+        }) => label,
+        Some(other) => {
+            let reason = format!("a `label` in the grid must be a text, not {other}");
+            return Err(other.place.error(reason));
+        }
+    };
+    Ok((name, value))
 }
 
 /// The last part of an axis's key, or all of it where two axes end alike.
@@ -291,6 +321,26 @@ mod tests {
         assert_eq!(path.runs[0].name, "text-..-secret-ab");
         let long = study(&format!("data.text = [\"{0}\", \"{0}b\"]", "a".repeat(300))).unwrap();
         assert!(long.runs[0].name.len() < 60 && long.runs[0].name != long.runs[1].name);
+    }
+
+    #[test]
+    fn tables_in_a_grid_are_joined_with_the_recipe_and_named_by_their_label() {
+        let grid = "model = [{ label = \"narrow\", d_model = 64 }, { layers = \"swa\", mixer.swa.window = 8 }]";
+        let runs = study(grid).unwrap().runs;
+        let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
+        assert_eq!(
+            names,
+            ["model-narrow", "model-layers-swa-mixer-swa-window-8"]
+        );
+        let narrow = &runs[0].recipe.model;
+        assert_eq!((narrow.d_model, narrow.depth), (64, 4));
+        let other = &runs[1].recipe.model;
+        assert_eq!(
+            (other.d_model, &other.mixer["swa"]["window"]),
+            (128, &8.into())
+        );
+        let error = study("model = [{ label = 3 }]").unwrap_err().to_string();
+        assert!(error.contains("must be a text, not 3"), "{error}");
     }
 
     #[test]

@@ -67,12 +67,19 @@ every = 50
 batches = 8
 "#;
 
-fn parse(text: &str) -> Result<Recipe> {
+pub(super) fn parse(text: &str) -> Result<Recipe> {
     Recipe::parse(text, "r.toml")
 }
 
+fn data(recipe: &Recipe) -> &DataRecipe {
+    match &recipe.source {
+        Source::Data(data) => data,
+        Source::Task(task) => panic!("{task:?}"),
+    }
+}
+
 /// The error of the small recipe with one line replaced.
-fn refused(line: &str, by: &str) -> String {
+pub(super) fn refused(line: &str, by: &str) -> String {
     assert!(SMALL.contains(line));
     parse(&SMALL.replace(line, by)).unwrap_err().to_string()
 }
@@ -83,14 +90,18 @@ fn defaults_are_filled_in() {
     assert_eq!(recipe.out, Path::new("runs/r"));
     let model = &recipe.model;
     assert_eq!((model.depth, model.heads, model.head_dim), (4, 2, 64));
-    assert_eq!((model.mlp, model.mlp_hidden), (Mlp::Swiglu, 352));
+    assert_eq!(
+        (model.mlp, model.mlp_width),
+        (Mlp::Swiglu, MlpWidth::Hidden(352))
+    );
     assert_eq!(
         (model.vocab, model.tie_embeddings, model.dtype),
         (None, true, Dtype::F32)
     );
-    assert_eq!(recipe.data.source, DataSource::Text(vec!["docs".into()]));
-    assert_eq!(recipe.data.tokenizer, Some(TokenizerRecipe::Byte));
-    assert_eq!((recipe.data.held_out, recipe.data.sequence), (0.1, 256));
+    let data = data(&recipe);
+    assert_eq!(data.source, DataSource::Text(vec!["docs".into()]));
+    assert_eq!(data.tokenizer, Some(TokenizerRecipe::Byte));
+    assert_eq!((data.held_out, data.sequence), (0.1, 256));
     assert_eq!(
         (recipe.train.warmup, recipe.train.shape),
         (5, Shape::Cosine)
@@ -113,18 +124,19 @@ fn every_key_is_read() {
     );
     assert_eq!((model.depth, model.heads, model.head_dim), (12, 6, 48));
     assert_eq!(
-        (model.mlp, model.mlp_hidden, model.vocab),
-        (Mlp::Gelu, 700, Some(5000))
+        (model.mlp, model.mlp_width, model.vocab),
+        (Mlp::Gelu, MlpWidth::Hidden(700), Some(5000))
     );
     assert_eq!((model.tie_embeddings, model.dtype), (false, Dtype::Bf16));
     let swa = serde_json::json!({"window": 64, "scale": 0.5, "names": ["a", "b"]});
     assert_eq!(model.mixer["swa"], swa);
+    let data = data(&recipe);
     assert_eq!(
-        recipe.data.source,
+        data.source,
         DataSource::Shards(vec!["a.bin".into(), "more".into()])
     );
     assert_eq!(
-        recipe.data.tokenizer,
+        data.tokenizer,
         Some(TokenizerRecipe::Path("./tokenizer.json".into()))
     );
     let adamw = AdamW {
@@ -157,6 +169,8 @@ fn every_key_is_read() {
     let eval = EvalRecipe {
         every: 50,
         batches: 8,
+        lengths: vec![],
+        tail: None,
     };
     assert_eq!(recipe.eval, eval);
 }
@@ -168,7 +182,12 @@ fn a_written_recipe_reads_back() {
         "[train]",
         "tokenizer = \"bpe:1024\"\n[train]\nschedule = \"linear\"",
     );
-    for text in [SMALL, FULL, &minutes, &bpe] {
+    let equal = SMALL.replace("d_model = 128", "d_model = 128\nparameters = 100_000");
+    let task = SMALL.replace(
+        "[data]\ntext = \"docs\"",
+        "[eval]\nlengths = [64, 128]\ntail = 0.125\n[task]\nname = \"mqar\"\npairs = 4",
+    );
+    for text in [SMALL, FULL, &minutes, &bpe, &equal, &task] {
         let recipe = parse(text).unwrap();
         let written = recipe.to_toml().unwrap();
         let again = Recipe::parse(&written, "other.toml").unwrap();
@@ -212,7 +231,7 @@ fn unknown_keys_are_named_with_line_and_nearest_key() {
         (
             "steps = 50",
             "steps = 50\n[extra]",
-            "r.toml:9: unknown key `extra`, known here are out, model, data, train, eval",
+            "r.toml:9: unknown key `extra`, known here are out, model, data, task, train, eval",
         ),
     ];
     for (line, by, expected) in cases {
@@ -418,6 +437,17 @@ fn wrong_types_ranges_and_contradictions_give_one_sentence() {
             .to_string()
             .contains("must be a table, not 3")
     );
+}
+
+#[test]
+fn parameters_choose_the_width_of_the_mlps() {
+    let recipe = parse(&SMALL.replace("d_model = 128", "d_model = 128\nparameters = 9000"));
+    assert_eq!(recipe.unwrap().model.mlp_width, MlpWidth::Parameters(9000));
+    let both = refused(
+        "d_model = 128",
+        "d_model = 128\nparameters = 9\nmlp_hidden = 9",
+    );
+    assert!(both.contains("give one of them"), "{both}");
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
+use super::Source;
 use super::section::Section;
+use super::task::MAX_LENGTH;
 use crate::error::Result;
 use crate::schedule::{Schedule, Shape};
 
@@ -104,8 +106,14 @@ pub struct Muon {
 pub struct EvalRecipe {
     /// Steps between evaluations; 0 means only at the end. Default 250.
     pub every: u64,
-    /// Batches in an evaluation at most. Default 20.
+    /// Batches in an evaluation at most; of a task, as many at each length. Default 20.
     pub batches: u64,
+    /// Lengths that a task is also evaluated at. Default none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lengths: Vec<usize>,
+    /// The share of a task's answers that count in an evaluation, from the end of each example. Default 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tail: Option<f64>,
 }
 
 #[derive(Clone, Copy)]
@@ -125,7 +133,7 @@ const SHAPES: [(&str, Shape); 4] = [
 ];
 
 /// TOML has no greater integers.
-const MAX: u64 = i64::MAX as u64;
+pub(super) const MAX: u64 = i64::MAX as u64;
 
 impl TrainRecipe {
     pub(super) fn read(mut table: Section<'_>) -> Result<Self> {
@@ -172,11 +180,29 @@ impl TrainRecipe {
 }
 
 impl EvalRecipe {
-    pub(super) fn read(mut table: Section<'_>) -> Result<Self> {
+    pub(super) fn read(mut table: Section<'_>, source: &Source) -> Result<Self> {
         let recipe = Self {
             every: table.integer("every", 0..=MAX)?.unwrap_or(250),
             batches: table.integer("batches", 1..=MAX)?.unwrap_or(20),
+            lengths: table.sizes("lengths", 1..=MAX_LENGTH)?.unwrap_or_default(),
+            tail: table.number("tail", 1e-9..=1.0)?,
         };
+        match source {
+            Source::Data(_) if !recipe.lengths.is_empty() => {
+                return Err(table.error("lengths", "needs a [task]"));
+            }
+            Source::Data(_) if recipe.tail.is_some() => {
+                return Err(table.error("tail", "needs a [task]"));
+            }
+            Source::Data(_) => (),
+            Source::Task(task) => {
+                let generator = task.generator()?;
+                for &length in &recipe.lengths {
+                    let fits = generator.check_length(length);
+                    fits.map_err(|e| table.wrong("lengths", e.to_string()))?;
+                }
+            }
+        }
         table.finish()?;
         Ok(recipe)
     }

@@ -26,7 +26,7 @@ pub struct Metric {
 
 use Direction::{Higher, Lower, Unknown};
 
-const KNOWN: [(&str, &str, &str, Direction, usize); 6] = [
+const KNOWN: [(&str, &str, &str, Direction, usize); 7] = [
     (
         "bits_per_byte",
         "bits per byte",
@@ -63,6 +63,13 @@ const KNOWN: [(&str, &str, &str, Direction, usize); 6] = [
         3,
     ),
     (
+        "exact",
+        "all right",
+        "share of examples with every answer right, higher is better",
+        Higher,
+        3,
+    ),
+    (
         "gradient_norm",
         "gradient norm",
         "before clipping",
@@ -71,9 +78,27 @@ const KNOWN: [(&str, &str, &str, Direction, usize); 6] = [
     ),
 ];
 
+/// The name of a metric that is measured at a length: `accuracy@128`.
+pub fn length_key(metric: &str, length: usize) -> String {
+    format!("{metric}@{length}")
+}
+
+/// The metric and the length of a name that [`length_key`] made.
+pub fn at_length(key: &str) -> Option<(&str, usize)> {
+    let (metric, length) = key.split_once('@')?;
+    Some((metric, length.parse().ok()?))
+}
+
 impl Metric {
     /// The metric named `key`. An unlisted one is shown under its own name and has no better direction.
     pub fn of(key: &str) -> Metric {
+        if let Some((base, length)) = at_length(key) {
+            let metric = Metric::of(base);
+            return Metric {
+                title: format!("{} at {length} tokens", metric.title),
+                ..metric
+            };
+        }
         match KNOWN.iter().find(|m| m.0 == key) {
             Some(&(_, title, meaning, direction, digits)) => Metric {
                 title: title.into(),

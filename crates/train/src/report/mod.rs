@@ -43,7 +43,7 @@ use crate::files::write_atomic;
 pub use format::{bytes, duration, short};
 pub use group::{Group, Spread, groups};
 pub use html::html;
-pub use metric::{Direction, Metric};
+pub use metric::{Direction, Metric, at_length, length_key};
 pub use result::{AxisValue, RunResult, StudyResult};
 pub use table::{plain, table};
 

@@ -35,6 +35,9 @@ pub struct RunResult {
     pub axes: BTreeMap<String, AxisValue>,
     /// Trained parameters.
     pub parameters: u64,
+    /// Bytes of one sequence's state at the end of a training sequence, in the dtype of the model.
+    #[serde(default)]
+    pub state_bytes: u64,
     /// Optimiser steps taken.
     pub steps: u64,
     /// Training throughput, tokens per second, evaluation excluded.

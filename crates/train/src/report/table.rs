@@ -2,9 +2,9 @@
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
-use super::format::{duration, short, spread};
+use super::format::{bytes, duration, short, spread};
 use super::group::{Group, groups, short_key, varying};
-use super::metric::Metric;
+use super::metric::{Metric, at_length};
 use super::result::StudyResult;
 
 /// What a table of configurations shows, cell by cell; the HTML report has the same columns.
@@ -17,7 +17,7 @@ pub struct Columns {
     pub best: Option<usize>,
 }
 
-/// Columns of a study: the axes that vary, size, length, every final metric (the deciding one first), speed and time.
+/// Columns of a study: the axes that vary, size of model and state, length, every final metric (the deciding one first), speed and time.
 pub fn columns(study: &StudyResult) -> Columns {
     let (groups, varying) = (groups(study), varying(study));
     let metrics = metric_keys(study);
@@ -28,7 +28,7 @@ pub fn columns(study: &StudyResult) -> Columns {
             .map(|key| (short_key(key).to_string(), false))
             .collect(),
     };
-    headings.extend(["parameters", "steps"].map(|h| (h.to_string(), true)));
+    headings.extend(["parameters", "state", "steps"].map(|h| (h.to_string(), true)));
     headings.extend(metrics.iter().map(|key| (Metric::of(key).title, true)));
     headings.extend(["tokens/s", "time"].map(|h| (h.to_string(), true)));
     let rows = groups
@@ -54,8 +54,15 @@ fn row(group: &Group, varying: &[&str], metrics: &[&str]) -> Vec<(String, f64)> 
             .collect(),
     };
     let parameters = group.spread(|run| Some(run.parameters as f64));
+    let state = group.spread(|run| Some(run.state_bytes as f64).filter(|&n| n > 0.0));
     let steps = group.spread(|run| Some(run.steps as f64));
-    cells.extend([parameters, steps].map(|s| (short(s.mean), s.mean)));
+    cells.push((short(parameters.mean), parameters.mean));
+    let size = match state.count {
+        0 => "–".into(),
+        _ => bytes(state.mean.round() as usize),
+    };
+    cells.push((size, state.mean));
+    cells.push((short(steps.mean), steps.mean));
     cells.extend(metrics.iter().map(|key| {
         let value = group.metric(key);
         (spread(&value, Metric::of(key).digits), value.mean)
@@ -77,7 +84,11 @@ pub fn metric_keys(study: &StudyResult) -> Vec<&str> {
             keys.push(key);
         }
     }
-    keys.sort_by_key(|key| *key != study.metric);
+    // Lengths by size, behind the metric that they are of.
+    keys.sort_by_key(|key| {
+        let (base, length) = at_length(key).unwrap_or((key, 0));
+        (base != study.metric, base, length)
+    });
     keys
 }
 

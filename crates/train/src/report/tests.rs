@@ -13,6 +13,7 @@ fn run(layers: &str, lr: f64, seed: i64, bits: f64) -> RunResult {
         ]
         .into(),
         parameters: 3_214_848,
+        state_bytes: 4096,
         steps: 100,
         tokens_per_second: 10_000.0 + seed as f64,
         seconds: 61.0,
@@ -147,6 +148,40 @@ fn figures_cover_comparison_curves_axis_and_speed() {
         "{}",
         figures[0].caption
     );
+}
+
+/// Two mixers of different states, measured at three lengths.
+fn recall() -> StudyResult {
+    let mut study = two_by_two();
+    study.metric = "accuracy".into();
+    for run in &mut study.runs {
+        let attends = run.name.starts_with("attention");
+        run.state_bytes = if attends { 65_536 } else { 4096 };
+        let at = |n: usize| (length_key("accuracy", n), 1.0 - n as f64 / 1e4);
+        run.metrics = [64, 256, 1024].map(at).into();
+        run.metrics.insert("accuracy".into(), 0.99);
+    }
+    study
+}
+
+#[test]
+fn accuracy_is_shown_against_length_and_state() {
+    let study = recall();
+    let figures = plot::figures(&study).unwrap();
+    let figure = |name: &str| figures.iter().find(|f| f.file == name).unwrap();
+    let length = figure("accuracy-length.svg");
+    for text in [">64<", ">256<", ">1024<", "tokens of an example"] {
+        assert!(length.svg.contains(text), "{text}");
+    }
+    let state = figure("accuracy-state.svg");
+    for text in [">4 KiB<", ">64 KiB<"] {
+        assert!(state.svg.contains(text), "{text}");
+    }
+    let text = table(&study);
+    let heading = text.lines().next().unwrap();
+    let at = |part: &str| heading.find(part).unwrap_or_else(|| panic!("{heading}"));
+    assert!(at("at 64 ") < at("at 256 ") && at("at 256 ") < at("at 1024 "));
+    assert!(text.contains("64 KiB"), "{text}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Progress;
 use super::memory::Memory;
 use crate::error::{Error, Result};
-use crate::evaluate::Evaluation;
+use crate::evaluate::Score;
 use crate::log::{EventFile, JsonLines};
 
 /// The JSON lines, in the run's folder.
@@ -59,10 +59,10 @@ impl fmt::Display for StepLine {
 }
 
 #[derive(Serialize)]
-struct EvaluationLine {
+struct EvaluationLine<'a> {
     step: u64,
     tokens: u64,
-    evaluation: Evaluation,
+    evaluation: &'a Score,
 }
 
 impl Journal {
@@ -94,16 +94,18 @@ impl Journal {
         self.events.scalars(line.step, &curves)
     }
 
-    pub(super) fn evaluation(&mut self, progress: &Progress, evaluation: Evaluation) -> Result<()> {
+    pub(super) fn evaluation(&mut self, progress: &Progress, evaluation: &Score) -> Result<()> {
         self.lines.write(&EvaluationLine {
             step: progress.step,
             tokens: progress.tokens,
             evaluation,
         })?;
-        let curves = [
-            ("held_out/bits_per_byte", evaluation.bits_per_byte),
-            ("held_out/perplexity", evaluation.perplexity),
-        ];
+        let metrics = evaluation.metrics();
+        let named: Vec<(String, f64)> = metrics
+            .into_iter()
+            .map(|(name, value)| (format!("held_out/{name}"), value))
+            .collect();
+        let curves: Vec<(&str, f64)> = named.iter().map(|(n, v)| (n.as_str(), *v)).collect();
         self.events.scalars(progress.step, &curves)
     }
 }

@@ -4,6 +4,7 @@
 //! parameters, moments, data order, counters, and the log up to the checkpoint. Everything random comes from the
 //! position in the data, so a run by steps or tokens gives the same bits each time.
 
+mod answers;
 mod budget;
 mod faults;
 mod journal;
@@ -21,6 +22,7 @@ use std::time::Instant;
 use serde_json::Value;
 use weft_tensor::{Device, Tensor};
 
+pub use answers::{AnswerTask, Draws};
 pub use faults::DUMP_FILE;
 pub use journal::{EVENTS_FOLDER, LOG_FILE};
 pub use progress::{Outcome, Progress, Summary, Times};
@@ -152,7 +154,7 @@ impl<'a> Trainer<'a> {
         let tokens = self.progress.tokens - tokens;
         let summary = Summary {
             outcome,
-            progress: self.progress,
+            progress: self.progress.clone(),
             times: self.times,
             tokens_per_second: tokens as f64 / self.times.training().max(f64::MIN_POSITIVE),
         };
@@ -255,21 +257,17 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Mean loss, number of predictions and gradients of the next batch; its graph is gone afterwards, so that
+    /// Mean loss, number of tokens and gradients of the next batch; its graph is gone afterwards, so that
     /// parameters can be changed in place. Nothing is read: on a GPU everything is on its way when this returns.
     fn micro_batch(&mut self) -> Result<MicroBatch> {
         let times = &mut self.times;
         let batch = timed(&mut times.data, || self.batches.next_batch())?;
-        let operations = self.task.operations(&batch);
         let (task, recorder) = (self.task, &mut self.recorder);
         let replayed = timed(&mut times.forward, || recorder.replay(task, &batch))?;
-        let (mean, count, grads) = match replayed {
+        let (mean, grads) = match replayed {
             Some(outcome) => outcome,
             None => {
-                let (mean, count) = timed(&mut times.forward, || {
-                    let losses = task.loss(&batch)?;
-                    Ok((losses.mean_all()?, losses.count()))
-                })?;
+                let mean = timed(&mut times.forward, || Ok(task.loss(&batch)?.mean_all()?))?;
                 let grads = timed(&mut times.backward, || {
                     let mut gradients = mean.backward()?;
                     Ok(Grads::take(task.params(), &mut gradients))
@@ -278,13 +276,13 @@ impl<'a> Trainer<'a> {
                 if self.recipe.accumulate <= 1 {
                     recorder.observe(task, &batch);
                 }
-                (mean.detach(), count, grads)
+                (mean.detach(), grads)
             }
         };
         Ok(MicroBatch {
             mean,
-            count,
-            operations,
+            count: task.tokens(&batch),
+            operations: task.operations(&batch),
             grads,
         })
     }
@@ -327,18 +325,19 @@ impl<'a> Trainer<'a> {
         let Some(result) = result else {
             return Ok(());
         };
-        self.progress.evaluation = Some(result);
         if let Some(bar) = &mut self.bar {
             bar.note(&format!("step {}: {result}", self.progress.step));
         }
-        self.journal.evaluation(&self.progress, result)
+        self.journal.evaluation(&self.progress, &result)?;
+        self.progress.evaluation = Some(result);
+        Ok(())
     }
 
     fn save(&mut self) -> Result<()> {
         let start = Instant::now();
         let training = Training::new(
             self.run.clone(),
-            self.progress,
+            self.progress.clone(),
             self.optimizer.steps(),
             self.batches.position()?,
         );
@@ -354,7 +353,7 @@ impl<'a> Trainer<'a> {
 struct MicroBatch {
     /// Loss, [].
     mean: Tensor,
-    /// Predictions.
+    /// Tokens.
     count: usize,
     /// Floating-point operations.
     operations: Option<f64>,

@@ -4,15 +4,15 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::evaluate::Evaluation;
+use crate::evaluate::Score;
 
 /// Counters of a run, across interruptions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
     /// Steps done, skipped ones included.
     pub step: u64,
-    /// Predictions learned from, those of skipped steps included.
+    /// Tokens learned from, those of skipped steps included.
     pub tokens: u64,
     /// Steps whose loss or gradient was not finite: they changed nothing.
     pub skipped: u64,
@@ -23,7 +23,7 @@ pub struct Progress {
     /// Mean loss per prediction of the last good step, in nats.
     pub loss: f64,
     /// The last evaluation.
-    pub evaluation: Option<Evaluation>,
+    pub evaluation: Option<Score>,
 }
 
 /// Seconds spent since the start of this process, by kind of work.
@@ -61,7 +61,7 @@ pub enum Outcome {
 }
 
 /// The result of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Why it ended.
     pub outcome: Outcome,
@@ -69,7 +69,7 @@ pub struct Summary {
     pub progress: Progress,
     /// Where this process spent its time.
     pub times: Times,
-    /// Predictions per second of training time in this process.
+    /// Tokens per second of training time in this process.
     pub tokens_per_second: f64,
 }
 
@@ -90,7 +90,7 @@ impl fmt::Display for Summary {
             f,
             "{verb} after {step} steps, {tokens} tokens, {seconds:.1} s: loss {loss:.3}"
         )?;
-        match self.progress.evaluation {
+        match &self.progress.evaluation {
             Some(evaluation) => write!(f, ", {evaluation}"),
             None => Ok(()),
         }

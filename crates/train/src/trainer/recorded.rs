@@ -29,14 +29,13 @@ struct Recorded {
     graph: Graph,
     ids: Tensor,
     mean: Tensor,
-    count: usize,
     grads: Grads,
     /// Where the parameters were.
     parameters: Vec<u64>,
 }
 
-/// Loss, number of predictions and gradients of a batch. They are valid until the next batch.
-pub(super) type Outcome = (Tensor, usize, Grads);
+/// Loss and gradients of a batch. They are valid until the next batch.
+pub(super) type Outcome = (Tensor, Grads);
 
 impl Recorder {
     /// The outcome of a batch by the recording, if there is one and it is of such a batch.
@@ -50,7 +49,7 @@ impl Recorder {
         }
         r.ids.assign(&batch.to_device(&r.ids.device())?)?;
         r.graph.replay()?;
-        Ok(Some((r.mean.clone(), r.count, r.grads.clone())))
+        Ok(Some((r.mean.clone(), r.grads.clone())))
     }
 
     /// A step has been taken without a recording: make one if it is time.
@@ -78,14 +77,13 @@ fn record(task: &dyn Task, batch: &Tensor) -> Result<Option<Recorded>> {
     memory::trim(ordinal)?;
     let ids = batch.to_device(&Device::Cuda(ordinal))?;
     let parameters = addresses(task)?;
-    let (graph, (mean, count, grads)) = Graph::record(ordinal, || {
+    let (graph, (mean, grads)) = Graph::record(ordinal, || {
         outcome(task, &ids).map_err(|e| weft_tensor::Error::Custom(e.to_string()))
     })?;
     Ok(Some(Recorded {
         graph,
         ids,
         mean,
-        count,
         grads,
         parameters,
     }))
@@ -93,11 +91,10 @@ fn record(task: &dyn Task, batch: &Tensor) -> Result<Option<Recorded>> {
 
 /// Forward and backward of a batch.
 fn outcome(task: &dyn Task, batch: &Tensor) -> Result<Outcome> {
-    let losses = task.loss(batch)?;
-    let mean = losses.mean_all()?;
+    let mean = task.loss(batch)?.mean_all()?;
     let mut gradients = mean.backward()?;
     let grads = Grads::take(task.params(), &mut gradients);
-    Ok((mean.detach(), losses.count(), grads))
+    Ok((mean.detach(), grads))
 }
 
 fn addresses(task: &dyn Task) -> Result<Vec<u64>> {

@@ -11,7 +11,7 @@ use weft_tensor::{Device, Tensor};
 
 use crate::data::{Batches, Cursor};
 use crate::error::{Error, Result};
-use crate::evaluate::{EvalConfig, Evaluation, HeldOut, evaluate};
+use crate::evaluate::{EvalConfig, HeldOut, Score, evaluate};
 
 /// Parameters and the loss that they are to make small.
 pub trait Task {
@@ -24,6 +24,9 @@ pub trait Task {
     /// When the batch does not fit the model.
     fn loss(&self, batch: &Tensor) -> Result<Tensor>;
 
+    /// Tokens that a batch counts for in budgets and speeds.
+    fn tokens(&self, batch: &Tensor) -> usize;
+
     /// Floating-point operations of a step on a batch, forward and backward, where that is known.
     fn operations(&self, _batch: &Tensor) -> Option<f64> {
         None
@@ -33,7 +36,7 @@ pub trait Task {
     ///
     /// # Errors
     /// When the held-out data does not fit the model.
-    fn evaluate(&self) -> Result<Option<Evaluation>>;
+    fn evaluate(&self) -> Result<Option<Score>>;
 
     /// Write the model into a folder.
     ///
@@ -50,7 +53,7 @@ pub trait Task {
 
 /// An endless sequence of batches that can be continued from any place.
 pub trait BatchSource {
-    /// The next batch; for language models token ids [B, T + 1].
+    /// The next batch: token ids [B, T + 1] for language models, ids and classes [2, B, T] for synthetic tasks.
     ///
     /// # Errors
     /// When the data cannot be read.
@@ -116,13 +119,18 @@ impl Task for LanguageTask {
         Ok(self.model.loss(batch, &self.run)?)
     }
 
+    fn tokens(&self, batch: &Tensor) -> usize {
+        let rows = batch.shape().first().copied().unwrap_or(0);
+        batch.count().saturating_sub(rows)
+    }
+
     fn operations(&self, batch: &Tensor) -> Option<f64> {
         let [rows, columns] = batch.dims().ok()?;
         Some(operations(&self.model, rows, columns.checked_sub(1)?))
     }
 
-    fn evaluate(&self) -> Result<Option<Evaluation>> {
-        let run = |held_out| evaluate(&self.model, held_out, &self.evaluation);
+    fn evaluate(&self) -> Result<Option<Score>> {
+        let run = |held_out| evaluate(&self.model, held_out, &self.evaluation).map(Score::Text);
         self.held_out.as_ref().map(run).transpose()
     }
 
@@ -131,17 +139,22 @@ impl Task for LanguageTask {
     }
 
     fn load(&self, dir: &Path) -> Result<()> {
-        if folder::load_config(dir)? != self.model.stored_config() {
-            return Err(Error::content(
-                &dir.join(folder::CONFIG_FILE),
-                "it describes another model than the one to be trained: \
-                 choose another output folder, or remove this one to start anew",
-            ));
-        }
-        let saved = folder::load(dir, &self.model.device())?;
-        for (to, from) in self.model.params().iter().zip(saved.params().iter()) {
-            to.set(&from.get())?;
-        }
-        Ok(())
+        load_parameters(&self.model, dir)
     }
+}
+
+/// Take a model's parameters from its folder, bit for bit.
+pub(super) fn load_parameters(model: &LanguageModel, dir: &Path) -> Result<()> {
+    if folder::load_config(dir)? != model.stored_config() {
+        return Err(Error::content(
+            &dir.join(folder::CONFIG_FILE),
+            "it describes another model than the one to be trained: \
+             choose another output folder, or remove this one to start anew",
+        ));
+    }
+    let saved = folder::load(dir, &model.device())?;
+    for (to, from) in model.params().iter().zip(saved.params().iter()) {
+        to.set(&from.get())?;
+    }
+    Ok(())
 }

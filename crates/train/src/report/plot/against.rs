@@ -1,14 +1,17 @@
-//! A metric against a numeric axis of the grid, or against training speed.
+//! A metric against a numeric axis of the grid, the length of the sequences, the size of the state, or training speed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::axis::{Axis, pad, range};
 use super::canvas::svg;
 use super::frame::{Frame, names_width, tick_width};
 use super::{Figure, Metric, Plot, Style, describe};
 use crate::error::Result;
-use crate::report::group::{Spread, label, varying};
-use crate::report::result::AxisValue;
+use crate::report::format::bytes;
+use crate::report::group::{Group, Spread, label, varying};
+use crate::report::metric::{at_length, length_key};
+use crate::report::result::{AxisValue, RunResult};
+use crate::report::table::metric_keys;
 
 const WIDTH: f64 = 860.0;
 
@@ -77,7 +80,7 @@ impl Plot<'_> {
 
     /// The metric against tokens per second: one point per configuration.
     pub(super) fn against_speed(&self, key: &str) -> Result<Option<Figure>> {
-        let one = |(group, style): (&crate::report::Group, &Style)| {
+        let one = |(group, style): (&Group, &Style)| {
             let speed = group
                 .spread(|run| Some(run.tokens_per_second).filter(|s| *s > 0.0))
                 .mean;
@@ -100,6 +103,60 @@ impl Plot<'_> {
             self.about_seeds("Marks", "bars span")
         );
         self.points(key, x, series, format!("{key}-speed.svg"), caption)
+    }
+
+    /// The metric against the lengths that it was measured at: one line per configuration.
+    pub(super) fn against_length(&self, key: &str) -> Result<Option<Figure>> {
+        let all = metric_keys(self.study).into_iter().filter_map(at_length);
+        let of_key = all.filter(|(base, _)| *base == key);
+        let lengths: BTreeSet<usize> = of_key.map(|(_, length)| length).collect();
+        if lengths.len() < 2 {
+            return Ok(None);
+        }
+        let one = |(group, style): (&Group, &Style)| Series {
+            name: group.label.clone(),
+            style: *style,
+            points: lengths
+                .iter()
+                .map(|&n| (n as f64, group.metric(&length_key(key, n))))
+                .collect(),
+        };
+        let series = self.groups.iter().zip(&self.styles).map(one).collect();
+        let values: Vec<f64> = lengths.iter().map(|&n| n as f64).collect();
+        let x = Axis::at_values("tokens of an example", &values, |n| n.to_string());
+        let caption = format!(
+            "{} against the length of the examples.{}",
+            describe(&Metric::of(key)),
+            self.about_seeds("Marks", "bars span")
+        );
+        self.points(key, x, series, format!("{key}-length.svg"), caption)
+    }
+
+    /// The metric against the bytes of a sequence's state: one point per configuration, where these sizes differ.
+    pub(super) fn against_state(&self, key: &str) -> Result<Option<Figure>> {
+        let one = |(group, style): (&Group, &Style)| {
+            let size = |run: &RunResult| Some(run.state_bytes as f64).filter(|&n| n > 0.0);
+            Series {
+                name: group.label.clone(),
+                style: *style,
+                points: vec![(group.spread(size).mean, group.metric(key))],
+            }
+        };
+        let all = self.groups.iter().zip(&self.styles).map(one);
+        let series: Vec<Series> = all.filter(|s| s.points[0].0.is_finite()).collect();
+        let sizes: Vec<f64> = series.iter().map(|s| s.points[0].0).collect();
+        let (least, most) = range(sizes.iter().copied());
+        if sizes.is_empty() || least == most {
+            return Ok(None);
+        }
+        let title = "state of a sequence at the end of a training sequence";
+        let x = Axis::powers_of_two(title, &sizes, |n| bytes(n as usize));
+        let caption = format!(
+            "{} against the size of the state: further left remembers more per byte.{}",
+            describe(&Metric::of(key)),
+            self.about_seeds("Marks", "bars span")
+        );
+        self.points(key, x, series, format!("{key}-state.svg"), caption)
     }
 
     fn points(

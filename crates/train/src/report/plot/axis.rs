@@ -65,6 +65,26 @@ impl Axis {
         }
     }
 
+    /// A logarithmic axis over positive values, its ticks at powers of two, nine at most.
+    pub fn powers_of_two(title: &str, values: &[f64], label: impl Fn(f64) -> String) -> Axis {
+        let (low, high) = range(values.iter().copied());
+        let first = low.max(1.0).log2().floor() as i32;
+        let last = (high.max(1.0).log2().ceil() as i32).max(first + 1);
+        let step = (last - first + 7) / 8;
+        let ticks = (first..=last)
+            .step_by(step as usize)
+            .map(|power| 2f64.powi(power))
+            .map(|v| (v, label(v)))
+            .collect();
+        Axis {
+            title: title.into(),
+            ticks,
+            low: 2f64.powi(first) / 1.1,
+            high: 2f64.powi(last) * 1.1,
+            log: true,
+        }
+    }
+
     /// The place of a value between 0 (low end) and 1 (high end).
     pub fn place(&self, value: f64) -> f64 {
         match self.log {
@@ -132,6 +152,19 @@ mod tests {
         assert!((axis.place(1e-3) - 0.5).abs() < 1e-9);
         let axis = Axis::at_values("width", &[64.0, 128.0, 192.0], |v| v.to_string());
         assert!((axis.place(128.0) - 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn powers_of_two_stand_at_equal_distances() {
+        let axis = Axis::powers_of_two("", &[300.0, 5000.0], |v| v.to_string());
+        let labels: Vec<_> = axis.ticks.iter().map(|t| t.1.as_str()).collect();
+        assert_eq!(labels, ["256", "512", "1024", "2048", "4096", "8192"]);
+        let places = [256.0, 512.0, 1024.0].map(|v| axis.place(v));
+        assert!((places[2] - 2.0 * places[1] + places[0]).abs() < 1e-9);
+        let wide = Axis::powers_of_two("", &[1.0, 1e9], |v| v.to_string());
+        assert!(wide.ticks.len() <= 9);
+        let one = Axis::powers_of_two("", &[64.0], |v| v.to_string());
+        assert!((0.0..=1.0).contains(&one.place(64.0)));
     }
 
     #[test]

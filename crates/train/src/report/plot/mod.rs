@@ -1,5 +1,5 @@
-//! Plots of a study as SVG: the comparison of configurations, learning curves, a metric against a numeric axis, and
-//! quality against speed.
+//! Plots of a study as SVG: the comparison of configurations, learning curves, a metric against a numeric axis, the
+//! length of the sequences or the size of the state, and quality against speed.
 //!
 //! One configuration looks the same in every plot: its names (mixers, layer patterns) choose the hue, its numbers
 //! (width, learning rate) the dashes. Scatter over seeds is drawn from the lowest to the highest value.
@@ -52,6 +52,8 @@ pub fn figures(study: &StudyResult) -> Result<Vec<Figure>> {
     for axis in numeric_axes(study) {
         figures.extend(plot.against(&study.metric, axis, axis)?);
     }
+    figures.extend(plot.against_length(&study.metric)?);
+    figures.extend(plot.against_state(&study.metric)?);
     figures.extend(plot.against_speed(&study.metric)?);
     for key in curve_keys(study)
         .into_iter()
