@@ -1,6 +1,8 @@
 //! Machinery that several mixers share.
 
+mod blocks;
 pub mod cache_rows;
+pub mod decayed;
 pub mod delta_rule;
 pub mod flash;
 pub mod heads;
