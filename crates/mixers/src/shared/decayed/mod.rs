@@ -32,6 +32,7 @@ mod chunk;
 mod composed;
 #[cfg(test)]
 mod golden_tests;
+pub mod layer;
 mod op;
 mod reference;
 mod scores;
