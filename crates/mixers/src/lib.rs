@@ -18,6 +18,7 @@ pub mod kda;
 pub mod laws;
 pub mod lightning;
 pub mod mamba2;
+pub mod mamba3;
 pub mod mixer;
 pub mod padding;
 pub mod params;

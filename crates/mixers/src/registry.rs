@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::mixer::{Form, Mixer};
 use crate::params::Scope;
 use crate::{attention, gated_deltanet, gated_deltanet2, kda, sliding_window};
-use crate::{delta_net, gla, hgrn, hgrn2, lightning, mamba2, retnet};
+use crate::{delta_net, gla, hgrn, hgrn2, lightning, mamba2, mamba3, retnet};
 
 /// The width of a mixer and its own settings, as they stand in a recipe or a config.
 #[derive(Clone, Debug, Default)]
@@ -81,6 +81,7 @@ pub static MIXERS: &[&Entry] = &[
     &gated_deltanet::ENTRY,
     &delta_net::ENTRY,
     &mamba2::ENTRY,
+    &mamba3::ENTRY,
     &gla::ENTRY,
     &hgrn2::ENTRY,
     &hgrn::ENTRY,

@@ -157,3 +157,13 @@ fn golden_hybrid_systematic_hgrn_op() {
     }
     assert!(run > 0, "no HGRN operation was run");
 }
+
+/// A gate of 0 (g = -infinity) lets nothing through from before.
+#[test]
+fn closed_gates_give_the_inputs() {
+    let shape = [2, 9, 3];
+    let x = uniform(1, &shape, -1.0, 1.0);
+    let g = Tensor::full(&shape, f64::NEG_INFINITY, DType::F64, &DEVICE);
+    let h = gated(&g, &x, &uniform(2, &[2, 3], -1.0, 1.0), None, false).unwrap();
+    assert_close("h", &h, &x, 0.0);
+}
