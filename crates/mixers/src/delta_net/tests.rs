@@ -10,6 +10,7 @@ use crate::gated_deltanet;
 use crate::golden::assert_close;
 use crate::mixer::Call;
 use crate::params::Params;
+use crate::shared::delta_rule::{Operands, delta_rule};
 
 #[test]
 fn gated_deltanet_without_decay_is_deltanet() {
@@ -43,4 +44,46 @@ fn gated_deltanet_without_decay_is_deltanet() {
     let ((y, s), (want_y, want_s)) = (run(&*gdn), run(&*layer));
     assert_close("y", &y, &want_y, 1e-12);
     assert_close("state", &s, &want_s, 1e-12);
+}
+
+/// Tokens with the given keys and values, beta 1, one head. Keys are long, so that the epsilon of their norm is nothing.
+fn written(keys: &Tensor, values: &Tensor) -> Tensor {
+    let ([t, n], [_, v]) = (keys.dims().unwrap(), values.dims().unwrap());
+    let keys = keys.mul_scalar(1e4).unwrap();
+    let qkv = Tensor::cat(&[&keys, &keys, values], -1).unwrap();
+    let one = Tensor::ones(&[1, t, 1], DType::F64, &Device::Cpu);
+    let x = Operands {
+        qkv: qkv.unsqueeze(0).unwrap(),
+        decay: None,
+        erase: one.clone(),
+        write: one,
+        state: Tensor::zeros(&[1, 1, n, v], DType::F64, &Device::Cpu),
+    };
+    let (_, state) = delta_rule(&x, 4).unwrap();
+    state.reshape(&[n, v]).unwrap()
+}
+
+#[test]
+fn orthonormal_keys_read_back_what_was_written() {
+    let device = Device::Cpu;
+    let keys = Tensor::eye(6, DType::F64, &device).unwrap();
+    let values = Rng::new(1)
+        .normal(&[6, 5], 0.0, 1.0, DType::F64, &device)
+        .unwrap();
+    let state = written(&keys, &values);
+    assert_close("S^T k", &keys.matmul(&state).unwrap(), &values, 1e-9);
+}
+
+#[test]
+fn writing_the_same_twice_changes_nothing() {
+    let draw = |seed, width| {
+        Rng::new(seed)
+            .normal(&[7, width], 0.0, 1.0, DType::F64, &Device::Cpu)
+            .unwrap()
+    };
+    let (keys, values) = (draw(1, 6), draw(2, 5));
+    let last = |x: &Tensor| x.narrow(0, 6, 1).unwrap();
+    let twice = |x: &Tensor| Tensor::cat(&[x, &last(x)], 0).unwrap();
+    let again = written(&twice(&keys), &twice(&values));
+    assert_close("state", &again, &written(&keys, &values), 1e-9);
 }

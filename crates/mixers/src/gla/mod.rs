@@ -23,7 +23,9 @@ use crate::mixer::{Call, Mixer};
 use crate::params::{Linear, Scope};
 use crate::registry::{Entry, Options};
 use crate::shared::MAX_CHANNELS;
-use crate::shared::decayed::layer::{DecayedLayer, FORMS, Heads, Part, Projected, head_width};
+use crate::shared::decayed::layer::{
+    DecayedLayer, FORMS, Heads, Part, Projected, head_width, most_heads,
+};
 use crate::shared::delta_rule::layer::{LINEAR_INIT, Projection, split_heads};
 use crate::shared::norm::RmsNorm;
 use crate::state::{State, state_dtype};
@@ -43,8 +45,8 @@ pub static ENTRY: Entry = Entry {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Heads.
-    pub num_heads: usize,
+    /// Heads; by default 4, or as many as the width allows.
+    pub num_heads: Option<usize>,
     /// Channels of all keys, as a multiple of the width.
     pub expand_k: f64,
     /// Channels of all values, as a multiple of the width.
@@ -60,7 +62,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            num_heads: 4,
+            num_heads: None,
             expand_k: 0.5,
             expand_v: 1.0,
             gate_low_rank_dim: 16,
@@ -84,12 +86,14 @@ fn build(options: &Options, scope: &mut Scope) -> Result<Box<dyn Mixer>> {
     let c: Config = options.parse(ENTRY.name)?;
     let (d, name) = (options.d_model, ENTRY.name);
     let width = |factor: f64| (d as f64 * factor) as usize;
-    let heads = Heads::new(
-        name,
-        c.num_heads,
-        head_width(name, width(c.expand_k), c.num_heads)?,
-        head_width(name, width(c.expand_v), c.num_heads)?,
-    )?;
+    let (keys, values) = (width(c.expand_k), width(c.expand_v));
+    let suits = |n: usize| keys.is_multiple_of(n) && values.is_multiple_of(n);
+    let count = c.num_heads.unwrap_or_else(|| most_heads(4, suits));
+    let widths = [
+        head_width(name, keys, count)?,
+        head_width(name, values, count)?,
+    ];
+    let heads = Heads::new(name, count, widths[0], widths[1])?;
     let rank = c.gate_low_rank_dim;
     if rank == 0 || rank > MAX_CHANNELS {
         let detail = format!("gate_low_rank_dim {rank}: use between 1 and {MAX_CHANNELS}");

@@ -22,12 +22,12 @@ use serde::Deserialize;
 use serde_json::json;
 use weft_tensor::Tensor;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mixer::{Call, Mixer};
 use crate::params::{Init, Linear, Scope};
 use crate::registry::{Entry, Options};
 use crate::shared::decayed::layer::{
-    DecayedLayer, FORMS, Heads, Part, Projected, fixed_decay, head_width,
+    DecayedLayer, FORMS, Heads, Part, Projected, fixed_decay, head_width, most_heads,
 };
 use crate::shared::delta_rule::layer::split_heads;
 use crate::shared::norm::simple_rms;
@@ -98,10 +98,15 @@ fn samples() -> Vec<Options> {
 fn build(options: &Options, scope: &mut Scope) -> Result<Box<dyn Mixer>> {
     let c: Config = options.parse(ENTRY.name)?;
     let (d, name) = (options.d_model, ENTRY.name);
+    let most = (d / if d < 1024 { 64 } else { 128 }).max(1);
     let count = c
         .num_heads
-        .unwrap_or((d / if d < 1024 { 64 } else { 128 }).max(1));
+        .unwrap_or_else(|| most_heads(most, |n| d.is_multiple_of(n)));
     let width = head_width(name, d, count)?;
+    if !(c.slope_scale >= 0.0 && c.slope_scale.is_finite()) {
+        let detail = "slope_scale must be a number of at least 0";
+        return Err(Error::config(name, detail));
+    }
     let lrpe = match c.lrpe {
         Positions::First => options.layer == 0,
         Positions::All => true,

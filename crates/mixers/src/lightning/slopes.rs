@@ -15,5 +15,5 @@ pub fn slopes(heads: usize) -> Vec<f64> {
 /// The factor on the slopes of layer `layer` of `layers`: the first layer forgets fastest, the last one hardly.
 pub fn layer_factor(layer: usize, layers: usize) -> f64 {
     let last = layers.saturating_sub(1).max(1);
-    1.0 - layer as f64 / last as f64 + 1e-5
+    1.0 - (layer as f64 / last as f64).min(1.0) + 1e-5
 }

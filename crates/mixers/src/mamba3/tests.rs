@@ -33,8 +33,8 @@ impl Leaves {
 
 /// Gated outputs [B, T, H, P] (summed over ranks in the MIMO form) and the four parts of the final state.
 fn run(l: &Leaves, chunk: Option<usize>) -> Result<[Tensor; 5]> {
-    let turned = |x: &str| l.get(x)?.transpose(1, 2);
-    let dt = turned("DT").map_err(Error::from)?;
+    let turned = |x: &str| -> Result<Tensor> { Ok(l.get(x)?.transpose(1, 2)?) };
+    let dt = turned("DT")?;
     let own = turned("Trap")?.sigmoid()?.mul(&dt)?;
     let angles = l.get("Angles")?;
     let [b, _, h, s] = angles.dims()?;

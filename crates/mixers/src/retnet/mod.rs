@@ -22,7 +22,7 @@ use crate::mixer::{Call, Mixer};
 use crate::params::{Linear, Scope};
 use crate::registry::{Entry, Options};
 use crate::shared::decayed::layer::{
-    DecayedLayer, FORMS, Heads, Part, Projected, fixed_decay, head_width,
+    DecayedLayer, FORMS, Heads, Part, Projected, fixed_decay, head_width, most_heads,
 };
 use crate::shared::delta_rule::layer::{LINEAR_INIT, split_heads};
 use crate::shared::norm::RmsNorm;
@@ -44,8 +44,8 @@ pub static ENTRY: Entry = Entry {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Heads; their rates of forgetting run from 1/32 down by halves.
-    pub num_heads: usize,
+    /// Heads, whose rates of forgetting run from 1/32 down by halves; by default 8, or as many as the width allows.
+    pub num_heads: Option<usize>,
     /// Channels of all keys, as a multiple of the width.
     pub expand_k: f64,
     /// Channels of all values, as a multiple of the width.
@@ -59,7 +59,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            num_heads: 8,
+            num_heads: None,
             expand_k: 1.0,
             expand_v: 2.0,
             rope_theta: 10_000.0,
@@ -82,12 +82,14 @@ fn build(options: &Options, scope: &mut Scope) -> Result<Box<dyn Mixer>> {
     let c: Config = options.parse(ENTRY.name)?;
     let (d, name) = (options.d_model, ENTRY.name);
     let width = |factor: f64| (d as f64 * factor) as usize;
-    let heads = Heads::new(
-        name,
-        c.num_heads,
-        head_width(name, width(c.expand_k), c.num_heads)?,
-        head_width(name, width(c.expand_v), c.num_heads)?,
-    )?;
+    let (keys, values) = (width(c.expand_k), width(c.expand_v));
+    let suits = |n: usize| keys.is_multiple_of(2 * n) && values.is_multiple_of(n);
+    let count = c.num_heads.unwrap_or_else(|| most_heads(8, suits));
+    let widths = [
+        head_width(name, keys, count)?,
+        head_width(name, values, count)?,
+    ];
+    let heads = Heads::new(name, count, widths[0], widths[1])?;
     if !heads.key_dim.is_multiple_of(2) {
         let detail = format!(
             "heads of {} key channels: rotary positions need an even number",
@@ -96,7 +98,7 @@ fn build(options: &Options, scope: &mut Scope) -> Result<Box<dyn Mixer>> {
         return Err(Error::config(name, detail));
     }
     let device = scope.device();
-    let rates: Vec<f64> = (0..c.num_heads)
+    let rates: Vec<f64> = (0..count)
         .map(|h| (-(-5.0 - h as f64).exp2()).ln_1p())
         .collect();
     let mut linear = |name, input, output| scope.linear(name, input, output, false, LINEAR_INIT);
@@ -115,7 +117,7 @@ fn build(options: &Options, scope: &mut Scope) -> Result<Box<dyn Mixer>> {
             false,
         )?,
         rotary: Rotary::new(heads.key_dim, c.rope_theta, Layout::Half),
-        decay: Tensor::from_vec(rates, &[c.num_heads], &device)?,
+        decay: Tensor::from_vec(rates, &[count], &device)?,
     };
     Ok(Box::new(DecayedLayer {
         name,

@@ -50,7 +50,7 @@ impl ForgetGate {
         width: usize,
     ) -> Result<ForgetGate> {
         Ok(match bound {
-            Bound::Shared if options.layer > 0 => {
+            Bound::Shared if (1..options.layers).contains(&options.layer) => {
                 let shape = [options.layers, width];
                 let table = scope.shared("lower_bounds", &shape, Init::Const(0.0))?;
                 ForgetGate::Shared(table, options.layer)

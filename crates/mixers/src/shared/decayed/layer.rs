@@ -75,7 +75,12 @@ impl Heads {
     }
 }
 
-/// A width cut into heads: `heads` (or as many as `head_dim` allows) of `width / heads` channels.
+/// The largest number of heads up to `most` that suits: the default where a width has no say in its heads.
+pub fn most_heads(most: usize, suits: impl Fn(usize) -> bool) -> usize {
+    (1..=most).rev().find(|&n| suits(n)).unwrap_or(1)
+}
+
+/// Channels of one of `heads` heads of a width.
 pub fn head_width(mixer: &str, width: usize, heads: usize) -> Result<usize> {
     if heads == 0 || !width.is_multiple_of(heads) {
         let detail = format!("{width} channels do not divide into {heads} heads: change num_heads");

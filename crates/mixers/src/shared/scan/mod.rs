@@ -125,7 +125,7 @@ pub fn fold<M: Monoid>(m: &M, x: &[Tensor], options: &Options) -> Result<Vec<Ten
 
 /// Flags that are set in one or the other.
 fn either(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    a.add(b)?.gt(&a.zeros_like())
+    a.where_cond(a, b)
 }
 
 fn turned(x: &[Tensor], reverse: bool) -> Result<Vec<Tensor>> {
