@@ -146,7 +146,9 @@ impl Part for Retention {
         let h = self.heads.heads;
         let q = split_heads(&self.q_proj.forward(x)?, h)?;
         let k = split_heads(&self.k_proj.forward(x)?, h)?;
-        let table = self.rotary.table(state.positions(), x.dim(1)?, &q)?;
+        let table = self
+            .rotary
+            .table(state.positions(), state.clock(), x.dim(1)?, &q)?;
         Ok(Projected {
             q: table.rotate(&q)?,
             k: table.rotate(&k)?,

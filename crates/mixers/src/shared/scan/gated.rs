@@ -148,6 +148,9 @@ impl Call {
     }
 }
 
+/// One row for each token.
+type Rows<'a, R> = Vec<&'a mut [R]>;
+
 #[derive(Clone, Copy)]
 struct Sizes {
     batch: usize,
@@ -166,8 +169,8 @@ impl Sizes {
     }
 
     /// The T rows of every piece of [B, T, C].
-    fn pieces<'a, R>(&self, data: &'a mut [R]) -> Vec<Vec<&'a mut [R]>> {
-        let mut pieces: Vec<Vec<&mut [R]>> = (0..self.batch * self.count())
+    fn pieces<'a, R>(&self, data: &'a mut [R]) -> Vec<Rows<'a, R>> {
+        let mut pieces: Vec<Rows<R>> = (0..self.batch * self.count())
             .map(|_| Vec::with_capacity(self.tokens))
             .collect();
         for (at, row) in data.chunks_exact_mut(self.channels).enumerate() {
@@ -215,7 +218,7 @@ impl<R: Real + Stored> Function for Backward<R> {
             .pieces(&mut d_g)
             .into_iter()
             .zip(sizes.pieces(&mut d_x));
-        let work = |(i, (mut d_g, mut d_x)): (usize, (Vec<&mut [R]>, Vec<&mut [R]>))| {
+        let work = |(i, (mut d_g, mut d_x)): (usize, (Rows<R>, Rows<R>))| {
             let (row, from) = sizes.piece(i);
             let mut run = vec![R::ZERO; d_g[0].len()];
             let first = if reverse { sizes.tokens - 1 } else { 0 };
