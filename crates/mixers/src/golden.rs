@@ -1,5 +1,5 @@
 //! Golden vectors: numbers from reference implementations in `tests/golden/<slug>.safetensors`, the cases and
-//! their settings described by the metadata string `json`. The same runner reads every file of that name in
+//! their settings described by the metadata string `json` or `cases`. The same runner reads every file of that name in
 //! the folder that `WEFT_GOLDEN_DIR` names, so that a mixer's test also covers cases it has never seen.
 
 use std::collections::BTreeMap;
@@ -84,16 +84,7 @@ fn read(path: &Path) -> Result<Vec<Case>> {
     let bad = |e: String| Error::file(path, format!("is not a golden file: {e}"));
     let (_, meta) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
-    let json = meta
-        .metadata()
-        .as_ref()
-        .and_then(|m| m.get("json"))
-        .ok_or_else(|| bad("no json metadata".into()))?;
-    let info: Value = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
-    let described = info
-        .get("cases")
-        .and_then(Value::as_object)
-        .ok_or_else(|| bad("no cases described".into()))?;
+    let described = description(&meta).ok_or_else(|| bad("no cases described".into()))?;
     let mut cases: Vec<Case> = described
         .iter()
         .map(|(name, info)| Case {
@@ -118,6 +109,20 @@ fn read(path: &Path) -> Result<Vec<Case>> {
         return Err(bad("it holds no case".into()));
     }
     Ok(cases)
+}
+
+/// The cases by name: the metadata string `cases`, or that key of the metadata string `json`.
+fn description(meta: &safetensors::tensor::Metadata) -> Option<serde_json::Map<String, Value>> {
+    let meta = meta.metadata().as_ref()?;
+    let parse = |text: &String| serde_json::from_str::<Value>(text).ok();
+    let cases = match meta.get("cases") {
+        Some(text) => parse(text)?,
+        None => parse(meta.get("json")?)?.get("cases")?.clone(),
+    };
+    match cases {
+        Value::Object(cases) => Some(cases),
+        _ => None,
+    }
 }
 
 /// The largest difference of two tensors, relative to the largest element of `want` (or 1e-30).

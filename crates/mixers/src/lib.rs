@@ -5,17 +5,25 @@
 //! implementations. Machinery that several mixers share is in [`shared`].
 
 pub mod attention;
+pub mod delta_net;
 pub mod error;
 pub mod files;
 pub mod gated_deltanet;
 pub mod gated_deltanet2;
+pub mod gla;
 pub mod golden;
+pub mod hgrn;
+pub mod hgrn2;
 pub mod kda;
 pub mod laws;
+pub mod lightning;
+pub mod mamba2;
+pub mod mamba3;
 pub mod mixer;
 pub mod padding;
 pub mod params;
 pub mod registry;
+pub mod retnet;
 pub mod safetensor;
 pub mod shared;
 pub mod sliding_window;

@@ -38,6 +38,11 @@ pub enum Init {
     },
     /// A function of a uniform number in [0, 1), element by element.
     Map(fn(f64) -> f64),
+    /// Element i of n is base^(-2 i / n): angles of positions.
+    Frequencies {
+        /// The base.
+        base: f64,
+    },
 }
 
 impl Init {
@@ -51,15 +56,18 @@ impl Init {
         let inner: usize = shape.iter().skip(1).product();
         let outer = shape.first().copied().unwrap_or(1);
         let mut uniform = |bound: f64| rng.uniform(shape, -bound, bound, dtype, device);
+        let count: usize = shape.iter().product();
+        let from_f64 = |data: Vec<f64>| Tensor::from_vec(data, shape, device)?.to_dtype(dtype);
         Ok(match *self {
             Init::Const(v) => Tensor::full(shape, v, dtype, device),
             Init::Xavier { gain } => uniform(gain * (6.0 / (inner + outer) as f64).sqrt())?,
             Init::FanIn { gain } => uniform(gain / (inner.max(1) as f64).sqrt())?,
             Init::Normal { std } => rng.normal(shape, 0.0, std, dtype, device)?,
             Init::Uniform { lo, hi } => rng.uniform(shape, lo, hi, dtype, device)?,
-            Init::Map(f) => {
-                let data: Vec<f64> = (0..shape.iter().product()).map(|_| f(rng.unit())).collect();
-                Tensor::from_vec(data, shape, device)?.to_dtype(dtype)?
+            Init::Map(f) => from_f64((0..count).map(|_| f(rng.unit())).collect())?,
+            Init::Frequencies { base } => {
+                let angle = |i: usize| base.powf(-2.0 * i as f64 / count as f64);
+                from_f64((0..count).map(angle).collect())?
             }
         })
     }
@@ -302,6 +310,25 @@ impl<'a> Scope<'a> {
         self.param(name, shape, init, false)
     }
 
+    /// A vector-like parameter that layers share, under its bare name: the first that asks makes it.
+    pub fn shared(&mut self, name: &str, shape: &[usize], init: Init) -> Result<Param> {
+        let Some(known) = self.params.get(name) else {
+            let prefix = std::mem::take(&mut self.prefix);
+            let made = self.vector(name, shape, init);
+            self.prefix = prefix;
+            return made;
+        };
+        if known.shape() != shape {
+            let detail = format!(
+                "has shape {:?}, another layer needs {shape:?}",
+                known.shape()
+            );
+            let name = name.into();
+            return Err(Error::Param { name, detail });
+        }
+        Ok(known.clone())
+    }
+
     fn param(&mut self, name: &str, shape: &[usize], init: Init, decays: bool) -> Result<Param> {
         let name = format!("{}{name}", self.prefix);
         let value = match self.source {
@@ -367,6 +394,11 @@ impl Linear {
             (w, dtype) => w.to_dtype(dtype)?,
         };
         Ok(x.linear(&weight, bias.as_ref())?)
+    }
+
+    /// Multiply-adds for one row.
+    pub fn cost(&self) -> usize {
+        self.weight.shape().iter().product()
     }
 }
 

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::mixer::{Form, Mixer};
 use crate::params::Scope;
 use crate::{attention, gated_deltanet, gated_deltanet2, kda, sliding_window};
+use crate::{delta_net, gla, hgrn, hgrn2, lightning, mamba2, mamba3, retnet};
 
 /// The width of a mixer and its own settings, as they stand in a recipe or a config.
 #[derive(Clone, Debug, Default)]
@@ -16,17 +17,34 @@ pub struct Options {
     pub d_model: usize,
     /// The mixer's settings; what is missing takes its default.
     pub table: Map<String, Value>,
+    /// Which layer of the model it is, from 0, and how many there are (0: it stands alone). Some decays depend on it.
+    pub layer: usize,
+    /// See [`Options::layer`].
+    pub layers: usize,
 }
 
 impl Options {
-    /// Settings from a JSON object.
+    /// Settings from a JSON object, of a layer that stands alone.
     pub fn new(d_model: usize, table: Value) -> Options {
         let table = if let Value::Object(m) = table {
             m
         } else {
             Map::new()
         };
-        Options { d_model, table }
+        Options {
+            d_model,
+            table,
+            ..Options::default()
+        }
+    }
+
+    /// The same as layer `layer` of `layers`.
+    pub fn at(self, layer: usize, layers: usize) -> Options {
+        Options {
+            layer,
+            layers,
+            ..self
+        }
     }
 
     /// The settings as the mixer's typed config, which must refuse unknown fields.
@@ -61,6 +79,14 @@ pub static MIXERS: &[&Entry] = &[
     &gated_deltanet2::ENTRY,
     &kda::ENTRY,
     &gated_deltanet::ENTRY,
+    &delta_net::ENTRY,
+    &mamba2::ENTRY,
+    &mamba3::ENTRY,
+    &gla::ENTRY,
+    &hgrn2::ENTRY,
+    &hgrn::ENTRY,
+    &retnet::ENTRY,
+    &lightning::ENTRY,
 ];
 
 /// A mixer by its short name; an unknown one is refused with the nearest known name.

@@ -65,6 +65,13 @@ fn absurd_sizes_are_refused_before_anything_is_allocated() {
             "num_v_heads",
             "head_v_dim",
             "conv_size",
+            "expand_ratio",
+            "expand_k",
+            "expand_v",
+            "gate_low_rank_dim",
+            "state_size",
+            "n_groups",
+            "rank",
         ] {
             for value in [huge, huge / 2, 1 << 40] {
                 let mut options = (entry.samples)()[0].clone();

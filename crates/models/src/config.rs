@@ -125,6 +125,8 @@ impl Config {
         let options = Options {
             d_model: self.hidden_size,
             table: self.mixers.get(name).cloned().unwrap_or_default(),
+            layer,
+            layers: self.num_hidden_layers,
         };
         Ok((registry::find(name)?, options))
     }

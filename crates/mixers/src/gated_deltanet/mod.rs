@@ -158,7 +158,13 @@ fn build(options: &Options, scope: &mut Scope) -> Result<Box<dyn Mixer>> {
         heads: h,
         projections,
         conv,
-        decay: Decay::new(scope, &[h.value_heads], h.value_heads, Rate::FromZero, None)?,
+        decay: Some(Decay::new(
+            scope,
+            &[h.value_heads],
+            h.value_heads,
+            Rate::FromZero,
+            None,
+        )?),
         allow_neg_eigval: c.allow_neg_eigval,
         norm: RmsNorm::new(scope, norm, h.value_dim, c.norm_eps, false)?,
         output_gate: c.output_gate,
@@ -200,10 +206,10 @@ impl Projections for Blocks {
     fn project(&self, x: &Tensor) -> Result<Projected> {
         Ok(Projected {
             qkv: self.qkv.forward(x)?,
-            decay: self.decay.forward(x)?,
+            decay: Some(self.decay.forward(x)?),
             erase: self.beta.forward(x)?,
             write: None,
-            gate: self.gate.forward(x)?,
+            gate: Some(self.gate.forward(x)?),
         })
     }
 
@@ -248,10 +254,10 @@ impl Projections for Interleaved {
         );
         Ok(Projected {
             qkv: Tensor::cat(&[&q, &k, &v], -1)?,
-            decay: whole(&ba[1], h.value_heads)?,
+            decay: Some(whole(&ba[1], h.value_heads)?),
             erase: whole(&ba[0], h.value_heads)?,
             write: None,
-            gate: whole(&qkvz[3], h.values())?,
+            gate: Some(whole(&qkvz[3], h.values())?),
         })
     }
 

@@ -122,7 +122,13 @@ fn build(options: &Options, scope: &mut Scope) -> Result<Box<dyn Mixer>> {
         heads: h,
         projections: Box::new(projections),
         conv,
-        decay: Decay::new(scope, &[h.heads], h.keys(), Rate::FromOne, None)?,
+        decay: Some(Decay::new(
+            scope,
+            &[h.heads],
+            h.keys(),
+            Rate::FromOne,
+            None,
+        )?),
         allow_neg_eigval: c.allow_neg_eigval,
         norm: RmsNorm::new(scope, "o_norm", h.value_dim, c.norm_eps, false)?,
         output_gate: c.output_gate,
@@ -143,10 +149,10 @@ impl Projections for Gates {
     fn project(&self, x: &Tensor) -> Result<Projected> {
         Ok(Projected {
             qkv: self.qkv.forward(x)?,
-            decay: self.decay.heads(x, self.heads.heads)?,
+            decay: Some(self.decay.heads(x, self.heads.heads)?),
             erase: self.erase.heads(x, self.heads.heads)?,
             write: Some(self.write.heads(x, self.heads.value_heads)?),
-            gate: self.gate.forward(x)?,
+            gate: Some(self.gate.forward(x)?),
         })
     }
 

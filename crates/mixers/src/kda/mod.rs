@@ -169,7 +169,13 @@ fn build(options: &Options, scope: &mut Scope) -> Result<Box<dyn Mixer>> {
         heads: h,
         projections: Box::new(projections),
         conv,
-        decay: Decay::new(scope, &a_log, decays, Rate::FromOne, c.lower_bound)?,
+        decay: Some(Decay::new(
+            scope,
+            &a_log,
+            decays,
+            Rate::FromOne,
+            c.lower_bound,
+        )?),
         allow_neg_eigval: c.allow_neg_eigval,
         norm: RmsNorm::new(scope, "o_norm", h.value_dim, c.norm_eps, false)?,
         output_gate: c.output_gate,
@@ -189,10 +195,10 @@ impl Projections for Gates {
     fn project(&self, x: &Tensor) -> Result<Projected> {
         Ok(Projected {
             qkv: self.qkv.forward(x)?,
-            decay: self.decay.heads(x, self.heads.value_heads)?,
+            decay: Some(self.decay.heads(x, self.heads.value_heads)?),
             erase: self.beta.forward(x)?,
             write: None,
-            gate: self.gate.forward(x)?,
+            gate: Some(self.gate.forward(x)?),
         })
     }
 

@@ -58,3 +58,9 @@ pub fn sigmoid_mul(gate: &Tensor, x: &Tensor) -> Result<Tensor> {
         v[0].sigmoid() * v[1].clone()
     })?)
 }
+
+/// x / sqrt(mean(x^2) + eps) over the last axis, without weights (SimpleRMSNorm of TransNormerLLM).
+pub fn simple_rms(x: &Tensor, eps: f64) -> Result<Tensor> {
+    let ones = Tensor::ones(&[x.dim(-1)?], x.dtype(), &x.device());
+    Ok(x.rms_norm(&ones, eps)?)
+}

@@ -100,6 +100,7 @@ impl SlidingWindow {
         let rest = Options {
             d_model: options.d_model,
             table: config.heads,
+            ..options.clone()
         };
         let heads: HeadsConfig = rest.parse(NAME)?;
         let heads = Heads::new(NAME, options.d_model, &heads, scope)?;

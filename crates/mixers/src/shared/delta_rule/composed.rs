@@ -17,7 +17,7 @@ use super::L2_EPS;
 use super::op::Operands;
 
 /// Tokens of a block.
-const BLOCK: usize = 16;
+pub(in crate::shared) const BLOCK: usize = 16;
 
 /// Outputs [B, T, HV, V] and final state [B, HV, K, V]; all operands in the state's dtype.
 pub fn chunks(x: &Operands, chunk: usize) -> Result<(Tensor, Tensor)> {
@@ -76,16 +76,18 @@ fn unit(x: &Tensor) -> Result<Tensor> {
 }
 
 /// How tokens are cut up: [batch, value heads, chunks, blocks of a chunk].
-struct Cut {
-    shape: [usize; 4],
-    repeat: usize,
-    padding: usize,
+pub(in crate::shared) struct Cut {
+    pub shape: [usize; 4],
+    /// Value heads of a key head.
+    pub repeat: usize,
+    /// Tokens behind the last one.
+    pub padding: usize,
 }
 
 impl Cut {
     /// x [B, T, H or HV, width] -> [B, HV, chunks, blocks, BLOCK, width]; tokens behind the last are 0: they neither
     /// decay, erase nor write.
-    fn blocks(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn blocks(&self, x: &Tensor) -> Result<Tensor> {
         let [b, h, chunks, blocks] = self.shape;
         let x = if x.dim(2)? == h {
             x.clone()
@@ -103,7 +105,7 @@ impl Cut {
     }
 
     /// The same for a gate that may have one value for all channels.
-    fn gate(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn gate(&self, x: &Tensor) -> Result<Tensor> {
         if x.rank() == 3 {
             self.blocks(&x.unsqueeze(-1)?)
         } else {
@@ -112,9 +114,9 @@ impl Cut {
     }
 }
 
-/// Sums of log decays g [.., blocks, BLOCK, K or 1], each over tokens that follow one another, so that none is a
+/// Decay of log decays g [.., blocks, BLOCK, K or 1], each over tokens that follow one another, so that none is a
 /// difference of longer sums.
-struct Decay {
+pub(in crate::shared) struct Decay {
     /// Within its block, up to a token.
     before: Tensor,
     /// Within its block, behind a token.
@@ -124,7 +126,7 @@ struct Decay {
 }
 
 impl Decay {
-    fn new(g: &Tensor) -> Result<Decay> {
+    pub fn new(g: &Tensor) -> Result<Decay> {
         // Further down e^g is 0, and a longer sum would cost the digits of its neighbours.
         let floor = match g.dtype() {
             DType::F64 => -800.0,
@@ -172,7 +174,7 @@ impl Decay {
     }
 
     /// e^G x, decayed from the chunk's beginning up to each token.
-    fn since_start(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn since_start(&self, x: &Tensor) -> Result<Tensor> {
         self.each(|i| {
             let sum = Decay::block(&self.before, i)?;
             Decay::decayed(&Decay::block(x, i)?, &sum, self.between(0, i)?)
@@ -180,7 +182,7 @@ impl Decay {
     }
 
     /// e^(G_C - G) x, decayed from each token to the chunk's end.
-    fn until_end(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn until_end(&self, x: &Tensor) -> Result<Tensor> {
         let n = self.blocks()?;
         self.each(|i| {
             let sum = Decay::block(&self.behind, i)?;
@@ -189,13 +191,13 @@ impl Decay {
     }
 
     /// e^(G_C) [B, HV, chunks, K or 1, 1]: what the chunk leaves of the state.
-    fn whole(&self) -> Result<Tensor> {
+    pub fn whole(&self) -> Result<Tensor> {
         let all = self.total.sum(&[-3], false)?;
         all.exp()?.transpose(-1, -2)
     }
 
     /// x_i . e^(G_i - G_j) k_j for j <= i and 0 behind, [.., C, C], for each x.
-    fn scores(&self, xs: &[&Tensor], k: &Tensor) -> Result<Vec<Tensor>> {
+    pub fn scores(&self, xs: &[&Tensor], k: &Tensor) -> Result<Vec<Tensor>> {
         let n = self.blocks()?;
         let own = self.own_block(xs, k)?;
         let one = |(x, own): (&&Tensor, &Tensor)| {

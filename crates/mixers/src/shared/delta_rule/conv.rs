@@ -1,4 +1,4 @@
-//! The short convolution in front of the rule: depthwise, causal, then SiLU, over q, k and v alike.
+//! The short convolution in front of a recurrence: depthwise, causal, then SiLU, over all its inputs alike.
 //!
 //! Its state is the last `taps - 1` inputs [B, taps - 1, C]; a row with padding keeps the last valid ones.
 
@@ -11,6 +11,8 @@ use crate::params::{Init, Param, Scope};
 /// Weights [C, 1, taps], in one parameter or one for each of q, k and v.
 pub struct ShortConv {
     pub(super) weights: Vec<Param>,
+    /// [C]
+    bias: Option<Param>,
     /// C.
     pub channels: usize,
     /// Inputs that an output sees.
@@ -28,8 +30,26 @@ impl ShortConv {
         let weights = parts.iter().map(weight).collect::<Result<_>>()?;
         Ok(ShortConv {
             weights,
+            bias: None,
             channels: parts.iter().map(|p| p.1).sum(),
             taps,
+        })
+    }
+
+    /// One convolution with a bias, as in Mamba.
+    pub fn with_bias(
+        scope: &mut Scope,
+        name: &str,
+        channels: usize,
+        taps: usize,
+    ) -> Result<ShortConv> {
+        let conv = ShortConv::new(scope, &[(name, channels)], taps)?;
+        let bias = scope
+            .sub(name)
+            .vector("bias", &[channels], Init::Const(0.0))?;
+        Ok(ShortConv {
+            bias: Some(bias),
+            ..conv
         })
     }
 
@@ -42,7 +62,14 @@ impl ShortConv {
             .collect::<Result<Vec<_>>>()?;
         let weight = Tensor::cat(&weights.iter().collect::<Vec<_>>(), 0)?;
         let inputs = Tensor::cat(&[&before.to_dtype(x.dtype())?, x], 1)?;
-        let y = inputs.conv1d_silu(&weight.reshape(&[self.channels, self.taps])?)?;
+        let weight = weight.reshape(&[self.channels, self.taps])?;
+        let y = match &self.bias {
+            None => inputs.conv1d_silu(&weight)?,
+            Some(bias) => inputs
+                .conv1d_depthwise(&weight)?
+                .add(&bias.cast(x.dtype())?)?
+                .silu()?,
+        };
         Ok((y, self.last_inputs(&inputs, call)?))
     }
 

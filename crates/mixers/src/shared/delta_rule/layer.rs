@@ -30,6 +30,12 @@ pub const LINEAR_INIT: Init = Init::Xavier {
     gain: 0.176_776_695_296_636_9,
 };
 
+/// Where biases of time steps start: softplus of them is log-uniform in [1e-3, 0.1] (Gu & Dao 2023).
+pub const TIME_STEP: Init = Init::Map(|u| {
+    let dt = (u * (0.1f64 / 1e-3).ln() + 1e-3f64.ln()).exp().max(1e-4);
+    dt + (-(-dt).exp_m1()).ln()
+});
+
 /// The forms of every mixer of the family.
 pub const FORMS: &[Form] = &[Form::Reference, Form::Chunk, Form::Step];
 
@@ -124,14 +130,14 @@ pub enum OutputGate {
 pub struct Projected {
     /// q, k, v one after the other [B, T, 2 H K + HV V].
     pub qkv: Tensor,
-    /// Decay logits f [B, T, heads] or [B, T, heads, K].
-    pub decay: Tensor,
+    /// Decay logits f [B, T, heads] or [B, T, heads, K]; `None`: nothing decays.
+    pub decay: Option<Tensor>,
     /// Erase gate logits [B, T, HV] or [B, T, H, K].
     pub erase: Tensor,
     /// Write gate logits [B, T, HV, V]; `None`: one gate does both.
     pub write: Option<Tensor>,
-    /// Output gate [B, T, HV V].
-    pub gate: Tensor,
+    /// Output gate [B, T, HV V]; `None`: the output is not gated.
+    pub gate: Option<Tensor>,
 }
 
 /// A mixer's own part of the layer.
@@ -257,13 +263,9 @@ impl Decay {
             Rate::FromZero => |u| (16.0 * u).max(1e-4).ln(),
             Rate::FromOne => |u| (1.0 + 15.0 * u).ln(),
         };
-        let step = |u: f64| {
-            let dt = (u * (0.1f64 / 1e-3).ln() + 1e-3f64.ln()).exp().max(1e-4);
-            dt + (-(-dt).exp_m1()).ln()
-        };
         Ok(Decay {
             a_log: scope.vector("A_log", a_log, Init::Map(rate))?,
-            dt_bias: scope.vector("dt_bias", &[dt_bias], Init::Map(step))?,
+            dt_bias: scope.vector("dt_bias", &[dt_bias], TIME_STEP)?,
             lower_bound,
         })
     }
@@ -317,8 +319,8 @@ pub struct DeltaLayer {
     pub projections: Box<dyn Projections>,
     /// Over q, k and v.
     pub conv: ShortConv,
-    /// From logits to decays.
-    pub decay: Decay,
+    /// From logits to decays; `None`: nothing decays.
+    pub decay: Option<Decay>,
     /// Erase gate in (0, 2).
     pub allow_neg_eigval: bool,
     /// Over the columns of each value head.
@@ -355,10 +357,12 @@ impl DeltaLayer {
     /// o [B, T, HV, V] normalised and gated [B, T, HV V].
     fn gated(&self, o: &Tensor, p: &Projected) -> Result<Tensor> {
         let o = self.norm.forward(o)?;
-        let gate = split_heads(&p.gate, self.heads.value_heads)?;
-        let y = match self.output_gate {
-            OutputGate::Silu => gate.silu_mul(&o)?,
-            OutputGate::Sigmoid => sigmoid_mul(&gate, &o)?,
+        let gate = p.gate.as_ref();
+        let gate = gate.map(|g| split_heads(g, self.heads.value_heads));
+        let y = match (gate.transpose()?, self.output_gate) {
+            (None, _) => o,
+            (Some(gate), OutputGate::Silu) => gate.silu_mul(&o)?,
+            (Some(gate), OutputGate::Sigmoid) => sigmoid_mul(&gate, &o)?,
         };
         let [b, t, ..] = *y.shape() else {
             return Ok(y);
@@ -377,7 +381,10 @@ impl DeltaLayer {
             Some(write) => gate(write, 1.0)?,
             None => erase.clone(),
         };
-        let decay = self.decay.forward(&p.decay, dtype)?;
+        let decay = match (&self.decay, &p.decay) {
+            (Some(decay), Some(f)) => Some(call.zero_padding(&decay.forward(f, dtype)?)?),
+            _ => None,
+        };
         // The only owner of a state may change it in place.
         let before = match form {
             Form::Step => state.take("state")?,
@@ -386,7 +393,7 @@ impl DeltaLayer {
         // A key of 0 neither erases nor writes; a log decay of 0 keeps everything.
         let x = Operands {
             qkv: call.zero_padding(&qkv)?,
-            decay: Some(call.zero_padding(&decay)?),
+            decay,
             erase,
             write,
             state: before,
@@ -450,7 +457,7 @@ impl Mixer for DeltaLayer {
         let (h, device) = (&self.heads, self.norm.weight.get().device());
         let on_gpu = device != Device::Cpu;
         if tokens == 1 && !training {
-            let why = if layer_step::fits(h, device) {
+            let why = if self.decay.is_some() && layer_step::fits(h, device) {
                 "one token of the layer in one launch, in place on the state".into()
             } else if !on_gpu || step_gpu::fits(h.key_dim, h.value_dim, DType::F32) {
                 "one token, in place on the state".into()

@@ -35,9 +35,8 @@
 //! was wiped by g = -50 does not cost its neighbours' digits by cancellation.
 
 mod backward;
-mod blocks;
 mod chunk;
-mod composed;
+pub(super) mod composed;
 pub mod conv;
 pub mod decay;
 #[cfg(test)]
@@ -66,7 +65,7 @@ pub use chunk::{Forward, Saved, forward};
 pub use op::{Operands, delta_rule, delta_rule_packed, delta_rule_step, recurrence};
 pub use step::step;
 
-use blocks::{LANES, padded};
+use super::blocks::{self, LANES, padded};
 
 /// Added to the sum of squares under the root of the L2 norms of q and k.
 pub const L2_EPS: f64 = 1e-6;

@@ -50,8 +50,11 @@ pub fn fits(h: &Heads, device: Device) -> bool {
     device != Device::Cpu && SIZES.contains(&[h.key_dim, h.value_dim]) && h.taps == TAPS
 }
 
-/// Whether it takes these projections of one token and this state.
+/// Whether it takes these projections of one token and this state: with a decay and an output gate.
 pub fn takes(layer: &DeltaLayer, p: &Projected, state: &State) -> Result<bool> {
+    if layer.decay.is_none() || p.decay.is_none() || p.gate.is_none() {
+        return Ok(false);
+    }
     let activations = p.qkv.dtype();
     let dtypes = matches!(activations, DType::F32 | DType::BF16)
         && state.get("state")?.dtype() == DType::F32
@@ -72,8 +75,12 @@ pub fn step(layer: &DeltaLayer, p: &Projected, state: &mut State) -> Result<Tens
     let h = &layer.heads;
     let activations = p.qkv.dtype();
     let plain = |x: &Tensor| x.detach().to_dtype(activations)?.contiguous();
-    let (qkv, decay, erase) = (plain(&p.qkv)?, plain(&p.decay)?, plain(&p.erase)?);
-    let (write, gate) = (p.write.as_ref().map(plain).transpose()?, plain(&p.gate)?);
+    let (Some(rates), Some(decay), Some(gate)) = (&layer.decay, &p.decay, &p.gate) else {
+        let detail = "this step needs a decay and an output gate";
+        return Err(Error::config(layer.name, detail));
+    };
+    let (qkv, decay, erase) = (plain(&p.qkv)?, plain(decay)?, plain(&p.erase)?);
+    let (write, gate) = (p.write.as_ref().map(plain).transpose()?, plain(gate)?);
 
     let weights = layer.conv.weights.iter().chain([&layer.norm.weight]);
     let narrow =
@@ -83,10 +90,7 @@ pub fn step(layer: &DeltaLayer, p: &Projected, state: &mut State) -> Result<Tens
         .map(|w| Ok(w.cast(dtype)?.detach().contiguous()?))
         .collect::<Result<Vec<_>>>()?;
     let per_head = |x: &Param| Ok::<_, Error>(x.cast(DType::F32)?.detach().contiguous()?);
-    let (a_log, dt_bias) = (
-        per_head(&layer.decay.a_log)?,
-        per_head(&layer.decay.dt_bias)?,
-    );
+    let (a_log, dt_bias) = (per_head(&rates.a_log)?, per_head(&rates.dt_bias)?);
 
     let batch = qkv.dim(0)?;
     let (mut matrix, mut inputs) = (state.take("state")?, state.take("conv")?);
@@ -119,8 +123,8 @@ pub fn step(layer: &DeltaLayer, p: &Projected, state: &mut State) -> Result<Tens
     logits(&mut launch, &decay, activations)?;
     launch.input(&a_log, DType::F32)?;
     launch.input(&dt_bias, DType::F32)?;
-    launch.f32(layer.decay.lower_bound.unwrap_or(0.0) as f32);
-    launch.u32(layer.decay.lower_bound.is_some().into());
+    launch.f32(rates.lower_bound.unwrap_or(0.0) as f32);
+    launch.u32(rates.lower_bound.is_some().into());
     logits(&mut launch, &erase, activations)?;
     launch.f32(if layer.allow_neg_eigval { 2.0 } else { 1.0 });
     match &write {

@@ -1,4 +1,4 @@
-//! The few dense operations that a chunk is made of, on rows of 16 lanes.
+//! The few dense operations that the chunks of linear mixers are made of, on rows of 16 lanes.
 //!
 //! Every matrix of a chunk lives in scratch whose rows are padded with zeros to a multiple of [`LANES`]
 //! columns and whose row count is a multiple of [`LANES`] too. There are no remainder loops: padding is
