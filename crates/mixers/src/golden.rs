@@ -1,12 +1,12 @@
 //! Golden vectors: numbers from reference implementations in `tests/golden/<slug>.safetensors`, the cases and
-//! their settings described by the metadata string `json`. The same runner reads every file of that name in
+//! their settings described by the metadata (`json` or `cases`). The same runner reads every file of that name in
 //! the folder that `WEFT_GOLDEN_DIR` names, so that a mixer's test also covers cases it has never seen.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::SafeTensors;
-use serde_json::Value;
+use serde_json::{Value, json};
 use weft_tensor::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
@@ -85,12 +85,14 @@ fn read(path: &Path) -> Result<Vec<Case>> {
     let bad = |e: String| Error::file(path, format!("is not a golden file: {e}"));
     let (_, meta) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
-    let json = meta
-        .metadata()
-        .as_ref()
-        .and_then(|m| m.get("json"))
-        .ok_or_else(|| bad("no json metadata".into()))?;
-    let info: Value = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
+    // The description is a table `cases` in the string `json`, or stands under `cases` itself.
+    let text = |key: &str| meta.metadata().as_ref().and_then(|m| m.get(key));
+    let parse = |json: &String| serde_json::from_str::<Value>(json).map_err(|e| bad(e.to_string()));
+    let info: Value = match (text("json"), text("cases")) {
+        (Some(json), _) => parse(json)?,
+        (None, Some(cases)) => json!({ "cases": parse(cases)? }),
+        (None, None) => return Err(bad("no json metadata".into())),
+    };
     let described = info
         .get("cases")
         .and_then(Value::as_object)

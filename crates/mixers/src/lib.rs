@@ -16,6 +16,7 @@ pub mod mixer;
 pub mod padding;
 pub mod params;
 pub mod registry;
+pub mod rnn;
 pub mod safetensor;
 pub mod shared;
 pub mod sliding_window;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::mixer::{Form, Mixer};
 use crate::params::Scope;
-use crate::{attention, gated_deltanet, gated_deltanet2, kda, sliding_window};
+use crate::{attention, gated_deltanet, gated_deltanet2, kda, rnn, sliding_window};
 
 /// The width of a mixer and its own settings, as they stand in a recipe or a config.
 #[derive(Clone, Debug, Default)]
@@ -61,6 +61,10 @@ pub static MIXERS: &[&Entry] = &[
     &gated_deltanet2::ENTRY,
     &kda::ENTRY,
     &gated_deltanet::ENTRY,
+    &rnn::elman::ENTRY,
+    &rnn::jordan::ENTRY,
+    &rnn::lstm::ENTRY,
+    &rnn::gru::ENTRY,
 ];
 
 /// A mixer by its short name; an unknown one is refused with the nearest known name.

@@ -5,6 +5,7 @@ pub mod delta_rule;
 pub mod flash;
 pub mod heads;
 pub mod norm;
+pub mod recurrent;
 pub mod rope;
 
 /// Channels of all heads that a layer may have: more is a slip of the finger or a hostile config, and products of
