@@ -12,6 +12,7 @@ pub mod gated_deltanet2;
 pub mod golden;
 pub mod kda;
 pub mod laws;
+pub mod m2rnn;
 pub mod mixer;
 pub mod padding;
 pub mod params;

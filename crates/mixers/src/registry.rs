@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::mixer::{Form, Mixer};
 use crate::params::Scope;
-use crate::{attention, gated_deltanet, gated_deltanet2, kda, rnn, sliding_window};
+use crate::{attention, gated_deltanet, gated_deltanet2, kda, m2rnn, rnn, sliding_window};
 
 /// The width of a mixer and its own settings, as they stand in a recipe or a config.
 #[derive(Clone, Debug, Default)]
@@ -65,6 +65,7 @@ pub static MIXERS: &[&Entry] = &[
     &rnn::jordan::ENTRY,
     &rnn::lstm::ENTRY,
     &rnn::gru::ENTRY,
+    &m2rnn::ENTRY,
 ];
 
 /// A mixer by its short name; an unknown one is refused with the nearest known name.

@@ -264,7 +264,8 @@ impl Decay {
         })
     }
 
-    fn forward(&self, f: &Tensor, dtype: DType) -> Result<Tensor> {
+    /// Log decays of logits f [B, T, heads] or [B, T, heads, width].
+    pub fn forward(&self, f: &Tensor, dtype: DType) -> Result<Tensor> {
         let f = f.to_dtype(dtype)?;
         // One bias for each logit, one rate for each head.
         let bias = self.dt_bias.cast(dtype)?.reshape(&f.shape()[2..])?;
