@@ -19,8 +19,10 @@ pub mod params;
 pub mod registry;
 pub mod rnn;
 pub mod safetensor;
+pub mod sessa;
 pub mod shared;
 pub mod sliding_window;
+pub mod softmax_as_rnn;
 pub mod state;
 pub mod state_file;
 

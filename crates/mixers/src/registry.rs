@@ -7,7 +7,10 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::mixer::{Form, Mixer};
 use crate::params::Scope;
-use crate::{attention, gated_deltanet, gated_deltanet2, kda, m2rnn, rnn, sliding_window};
+use crate::{
+    attention, gated_deltanet, gated_deltanet2, kda, m2rnn, rnn, sessa, sliding_window,
+    softmax_as_rnn,
+};
 
 /// The width of a mixer and its own settings, as they stand in a recipe or a config.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +69,8 @@ pub static MIXERS: &[&Entry] = &[
     &rnn::lstm::ENTRY,
     &rnn::gru::ENTRY,
     &m2rnn::ENTRY,
+    &softmax_as_rnn::ENTRY,
+    &sessa::ENTRY,
 ];
 
 /// A mixer by its short name; an unknown one is refused with the nearest known name.

@@ -29,7 +29,8 @@ pub fn append(
     Ok((k, v))
 }
 
-fn extend(state: &mut State, name: &str, starts: &[usize], new: &Tensor) -> Result<Tensor> {
+/// Put new rows [B, T, H, D] of the tokens after `starts` into one tensor of the state; returns all of it.
+pub fn extend(state: &mut State, name: &str, starts: &[usize], new: &Tensor) -> Result<Tensor> {
     let tokens = new.dim(1)?;
     let longest = starts.iter().copied().max().unwrap_or(0);
     let slots = capacity(longest + tokens);

@@ -12,13 +12,10 @@ use rayon::prelude::*;
 use weft_tensor::cpu::gemm::{Strides, gemm};
 use weft_tensor::{Buffer, Real, cpu::simd::vectorize};
 
-use super::forward::{Scratch, add_products, lanes_of, read};
+use super::forward::{ROWS, Scratch, add_products, lanes_of, read};
 use super::{Dims, Inputs, SEGMENT, Unit};
 use crate::shared::delta_rule::rows_by_unit;
 use crate::shared::recurrent::product::{LANES, Lane, sum_lane};
-
-/// Rows of the state that are computed together.
-const ROWS: usize = 4;
 
 /// Gradients of everything that the recurrence reads, laid out like it.
 pub(super) struct Gradients<R: Real> {

@@ -1,4 +1,4 @@
-//! The way ahead. A head's state is a block of K rows of lanes; a token takes eight rows at a time: their product
+//! The way ahead. A head's state is a block of K rows of lanes; a token takes four rows at a time: their product
 //! with W, whose rows stay in registers or in the first-level cache, tanh and the blend.
 
 use rayon::prelude::*;
@@ -11,8 +11,9 @@ use crate::shared::recurrent::product::{LANES, Lane};
 /// Multiply-adds of a whole call below which starting threads costs more than the work.
 const PARALLEL: usize = 1 << 16;
 
-/// Rows of the state that are computed together: as many sums as hide the latency of an addition.
-const ROWS: usize = 8;
+/// Rows of the state that are computed together: as many sums as hide the latency of an addition, and no more than
+/// the compiler keeps in registers.
+pub(super) const ROWS: usize = 4;
 
 /// Outputs, and what the way back needs.
 pub(super) struct Outcome<R: Real> {
@@ -227,11 +228,19 @@ pub(super) fn add_products<R: Real, const M: usize>(
 #[inline(always)]
 pub(super) fn read<R: Real>(q: &[R], h: &[Lane<R>], panels: usize, o: &mut [R]) {
     for p in 0..panels {
-        let mut acc = [[R::ZERO; LANES]; 4];
-        for (i, q) in q.iter().enumerate() {
-            let (h, acc) = (&h[i * panels + p], &mut acc[i % 4]);
+        let mut acc = [[R::ZERO; LANES]; ROWS];
+        let whole = q.len() / ROWS * ROWS;
+        for i in (0..whole).step_by(ROWS) {
+            for r in 0..ROWS {
+                let (q, h) = (q[i + r], &h[(i + r) * panels + p]);
+                for l in 0..LANES {
+                    acc[r][l] = q.mul_add(h[l], acc[r][l]);
+                }
+            }
+        }
+        for i in whole..q.len() {
             for l in 0..LANES {
-                acc[l] = q.mul_add(h[l], acc[l]);
+                acc[0][l] = q[i].mul_add(h[i * panels + p][l], acc[0][l]);
             }
         }
         let width = LANES.min(o.len() - p * LANES);

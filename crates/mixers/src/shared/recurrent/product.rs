@@ -57,24 +57,22 @@ impl<'a, R: Real> Right<'a, R> {
         match self {
             Right::Panels(panels, [k, n]) => {
                 let (lanes, k, n) = (panels.as_chunks().0, *k, *n);
-                let mut r = 0;
-                while r + 4 <= rows {
-                    tiles::<R, 4, 2, ADD>(
+                let whole = rows / 4 * 4;
+                for r in (0..whole).step_by(4) {
+                    panels_of::<R, 4, 1, ADD>(
                         (&x[r * xs..], xs),
                         lanes,
                         [k, n],
                         (&mut y[r * ys..], ys),
                     );
-                    r += 4;
                 }
-                while r < rows {
-                    tiles::<R, 1, 4, ADD>(
+                for r in whole..rows {
+                    panels_of::<R, 1, 4, ADD>(
                         (&x[r * xs..], xs),
                         lanes,
                         [k, n],
                         (&mut y[r * ys..], ys),
                     );
-                    r += 1;
                 }
             }
             Right::Columns(w, [k, n]) => {
@@ -90,33 +88,34 @@ impl<'a, R: Real> Right<'a, R> {
     }
 }
 
-/// M rows of a product, P panels at a time.
+/// Lanes of sums in a tile. More than four would not stay in registers: the compiler unrolls no further.
+const TILE: usize = 4;
+
+/// M rows of a product, P panels at a time; M P is [`TILE`].
 #[inline(always)]
-fn tiles<R: Real, const M: usize, const P: usize, const ADD: bool>(
+fn panels_of<R: Real, const M: usize, const P: usize, const ADD: bool>(
     x: (&[R], usize),
     panels: &[Lane<R>],
     [k, n]: [usize; 2],
     (y, ys): (&mut [R], usize),
 ) {
     let count = n.div_ceil(LANES);
-    let mut p = 0;
-    while p + P <= count {
+    let whole = count / P * P;
+    for p in (0..whole).step_by(P) {
         tile::<R, M, P, ADD>(
             x,
             &panels[p * k..],
             [k, n - p * LANES],
             (&mut y[p * LANES..], ys),
         );
-        p += P;
     }
-    while p < count {
+    for p in whole..count {
         tile::<R, M, 1, ADD>(
             x,
             &panels[p * k..],
             [k, n - p * LANES],
             (&mut y[p * LANES..], ys),
         );
-        p += 1;
     }
 }
 
@@ -127,7 +126,7 @@ fn tile<R: Real, const M: usize, const P: usize, const ADD: bool>(
     [k, n]: [usize; 2],
     (y, ys): (&mut [R], usize),
 ) {
-    let mut acc = [[[R::ZERO; LANES]; P]; M];
+    let mut acc = [[R::ZERO; LANES]; TILE];
     let mut rows: [&[R]; M] = [&[]; M];
     for r in 0..M {
         rows[r] = &x[r * xs..][..k];
@@ -137,22 +136,19 @@ fn tile<R: Real, const M: usize, const P: usize, const ADD: bool>(
         w[p] = &panels[p * k..][..k];
     }
     for s in 0..k {
-        for r in 0..M {
-            let a = rows[r][s];
-            for p in 0..P {
-                for l in 0..LANES {
-                    acc[r][p][l] = a.mul_add(w[p][s][l], acc[r][p][l]);
-                }
+        for i in 0..M * P {
+            let (a, w) = (rows[i / P][s], &w[i % P][s]);
+            for l in 0..LANES {
+                acc[i][l] = a.mul_add(w[l], acc[i][l]);
             }
         }
     }
-    for r in 0..M {
-        for p in 0..P {
-            let width = LANES.min(n - p * LANES);
-            let y = &mut y[r * ys + p * LANES..][..width];
-            for (y, a) in y.iter_mut().zip(&acc[r][p]) {
-                *y = if ADD { *y + *a } else { *a };
-            }
+    for (i, acc) in acc[..M * P].iter().enumerate() {
+        let (r, p) = (i / P, i % P);
+        let width = LANES.min(n - p * LANES);
+        let y = &mut y[r * ys + p * LANES..][..width];
+        for (y, a) in y.iter_mut().zip(acc) {
+            *y = if ADD { *y + *a } else { *a };
         }
     }
 }
