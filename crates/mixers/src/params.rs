@@ -43,6 +43,12 @@ pub enum Init {
         /// The base.
         base: f64,
     },
+    /// These elements, row-major.
+    Data(Vec<f64>),
+    /// Identity matrices, one below the other: rows as long as the last axis, blocks as high.
+    Identity,
+    /// Random orthogonal matrices, laid out like those of [`Init::Identity`].
+    Orthogonal,
 }
 
 impl Init {
@@ -58,18 +64,48 @@ impl Init {
         let mut uniform = |bound: f64| rng.uniform(shape, -bound, bound, dtype, device);
         let count: usize = shape.iter().product();
         let from_f64 = |data: Vec<f64>| Tensor::from_vec(data, shape, device)?.to_dtype(dtype);
-        Ok(match *self {
-            Init::Const(v) => Tensor::full(shape, v, dtype, device),
-            Init::Xavier { gain } => uniform(gain * (6.0 / (inner + outer) as f64).sqrt())?,
-            Init::FanIn { gain } => uniform(gain / (inner.max(1) as f64).sqrt())?,
-            Init::Normal { std } => rng.normal(shape, 0.0, std, dtype, device)?,
-            Init::Uniform { lo, hi } => rng.uniform(shape, lo, hi, dtype, device)?,
-            Init::Map(f) => from_f64((0..count).map(|_| f(rng.unit())).collect())?,
-            Init::Frequencies { base } => {
+        Ok(match self {
+            &Init::Const(v) => Tensor::full(shape, v, dtype, device),
+            &Init::Xavier { gain } => uniform(gain * (6.0 / (inner + outer) as f64).sqrt())?,
+            &Init::FanIn { gain } => uniform(gain / (inner.max(1) as f64).sqrt())?,
+            &Init::Normal { std } => rng.normal(shape, 0.0, std, dtype, device)?,
+            &Init::Uniform { lo, hi } => rng.uniform(shape, lo, hi, dtype, device)?,
+            &Init::Map(f) => from_f64((0..count).map(|_| f(rng.unit())).collect())?,
+            &Init::Frequencies { base } => {
                 let angle = |i: usize| base.powf(-2.0 * i as f64 / count as f64);
                 from_f64((0..count).map(angle).collect())?
             }
+            Init::Data(data) => Tensor::from_slice(data, shape, device)?.to_dtype(dtype)?,
+            Init::Identity | Init::Orthogonal => {
+                let n = shape.last().copied().unwrap_or(1);
+                let mut rows: Vec<f64> = (0..count)
+                    .map(|i| f64::from(u8::from(i % n == i / n % n)))
+                    .collect();
+                if matches!(self, Init::Orthogonal) {
+                    let normal = rng.normal(shape, 0.0, 1.0, DType::F64, &Device::Cpu)?;
+                    rows = normal.to_vec()?;
+                    rows.chunks_mut(n * n)
+                        .for_each(|block| orthonormalise(block, n));
+                }
+                Tensor::from_vec(rows, shape, device)?.to_dtype(dtype)?
+            }
         })
+    }
+}
+
+/// Makes the rows of `block`, at most `n` of n elements each, orthonormal (Gram-Schmidt, each row twice).
+fn orthonormalise(block: &mut [f64], n: usize) {
+    for i in 0..block.len() / n {
+        let (done, rest) = block.split_at_mut(i * n);
+        let row = &mut rest[..n];
+        for other in done.chunks(n).chain(done.chunks(n)) {
+            let overlap: f64 = row.iter().zip(other).map(|(a, b)| a * b).sum();
+            row.iter_mut()
+                .zip(other)
+                .for_each(|(a, b)| *a -= overlap * b);
+        }
+        let length = row.iter().map(|a| a * a).sum::<f64>().sqrt().max(1e-300);
+        row.iter_mut().for_each(|a| *a /= length);
     }
 }
 
@@ -418,6 +454,21 @@ mod tests {
         };
         assert_eq!(build(&["a", "b"], 1), build(&["b", "c"], 1));
         assert_ne!(build(&["b"], 1), build(&["b"], 2));
+    }
+
+    #[test]
+    fn orthogonal_blocks_are_orthonormal() {
+        let mut params = Params::new();
+        let mut scope = Scope::random(&mut params, 3, DType::F64, &Device::Cpu);
+        let w = scope.weight("w", &[15, 5], Init::Orthogonal).unwrap();
+        for block in w.get().split(0, &[5, 5, 5]).unwrap() {
+            let product = block.matmul(&block.transpose(0, 1).unwrap()).unwrap();
+            let eye = Tensor::eye(5, DType::F64, &Device::Cpu).unwrap();
+            crate::golden::assert_close("orthogonal", &product, &eye, 1e-14);
+        }
+        let eyes = scope.weight("eyes", &[4, 2], Init::Identity).unwrap();
+        let want = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0];
+        assert_eq!(eyes.get().to_f64_vec().unwrap(), want);
     }
 
     #[test]

@@ -30,7 +30,8 @@ pub fn append(
     Ok((k, v))
 }
 
-fn extend(state: &mut State, name: &str, starts: &[usize], new: &Tensor) -> Result<Tensor> {
+/// Put new rows [B, T, H, D] of the tokens after `starts` into one tensor of the state; returns all of it.
+pub fn extend(state: &mut State, name: &str, starts: &[usize], new: &Tensor) -> Result<Tensor> {
     if let Some(clock) = state.clock().cloned() {
         let mut cache = state.take(name)?;
         write_rows(&mut cache, Starts::Gpu(&clock), new)?;

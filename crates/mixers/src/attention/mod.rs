@@ -7,7 +7,7 @@
 //! The state is the cache of keys and values. Its capacity grows by doubling, so that appending a token is
 //! cheap; slot p of a row holds position p. The kernels are in [`crate::shared::flash`].
 
-mod cache;
+pub(crate) mod cache;
 #[cfg(test)]
 mod tests;
 

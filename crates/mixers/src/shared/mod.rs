@@ -8,6 +8,7 @@ pub mod flash;
 pub mod heads;
 pub mod lower_bound;
 pub mod norm;
+pub mod recurrent;
 pub mod rope;
 pub(crate) mod rope_gpu;
 pub mod scan;

@@ -270,7 +270,8 @@ impl Decay {
         })
     }
 
-    fn forward(&self, f: &Tensor, dtype: DType) -> Result<Tensor> {
+    /// Log decays of logits f [B, T, heads] or [B, T, heads, width].
+    pub fn forward(&self, f: &Tensor, dtype: DType) -> Result<Tensor> {
         let f = match f.device() {
             Device::Cpu => f.to_dtype(dtype)?,
             _ => f.clone(),

@@ -362,7 +362,7 @@ struct Span {
 
 /// Splits `data` [B, T, units, width] into one list of T rows for each (sequence, unit), so that units can be
 /// written in parallel.
-fn rows_by_unit<R>(
+pub(crate) fn rows_by_unit<R>(
     data: &mut [R],
     tokens: usize,
     units: usize,
