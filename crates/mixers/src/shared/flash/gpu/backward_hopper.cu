@@ -247,7 +247,7 @@ extern "C" __global__ void __launch_bounds__(ALL_THREADS, 1)
         const int lane = threadIdx.x % 32, group_row = (warpgroup() - 1) * 64;
         const int r0 = group_row + threadIdx.x % 128 / 32 * 16;
         const float c = scale * LOG2E;
-        const int turn = warpgroup() - 1;
+        const int turn = (int)threadIdx.x / 128 - 1;
         if (TURNS && turn == GROUPS - 1) turn_pass<GROUPS>(turn);
         for (u64 n = blockIdx.x; n < pairs * tiles; n += gridDim.x) {
             const Item item(n, pairs, tiles, call.together, true);

@@ -21,32 +21,28 @@
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 extern __shared__ u128 memory[];
 
-// The weights of one tile in place of its scores; `decay` is what older sums shrink by. Two chains of operations for
-// each of the thread's two rows: with two or three warps to a scheduler their latency counts.
+// The weights of one tile in place of its scores; `decay` is what older sums shrink by.
 __device__ inline void softmax(float (&s)[BN / 8][4], float (&top)[2], float (&sum)[2], float (&decay)[2], float c) {
-    float high[4] = {top[0], top[0], top[1], top[1]}, base[2], added[4] = {};
-#pragma unroll
-    for (int j = 0; j < BN / 8; j++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) high[e] = fmaxf(high[e], s[j][e]);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const float now = quad_max(fmaxf(high[2 * half], high[2 * half + 1]));
+        float high = top[half];
+#pragma unroll
+        for (int j = 0; j < BN / 8; j++) high = fmaxf(high, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
+        high = quad_max(high);
         // Rows that have seen nothing yet: 2^(-inf - 0), not -inf - (-inf).
-        base[half] = now == negative_infinity<float>() ? 0.0f : now * c;
-        decay[half] = exp2_fast(top[half] * c - base[half]);
-        top[half] = now;
+        const float base = high == negative_infinity<float>() ? 0.0f : high * c;
+        decay[half] = exp2_fast(top[half] * c - base);
+        top[half] = high;
+        float added = 0;
+#pragma unroll
+        for (int j = 0; j < BN / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                s[j][2 * half + e] = exp2_fast(s[j][2 * half + e] * c - base);
+                added += s[j][2 * half + e];
+            }
+        sum[half] = sum[half] * decay[half] + added;
     }
-#pragma unroll
-    for (int j = 0; j < BN / 8; j++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            s[j][e] = exp2_fast(s[j][e] * c - base[e / 2]);
-            added[e] += s[j][e];
-        }
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-        sum[half] = sum[half] * decay[half] + (added[2 * half] + added[2 * half + 1]);
 }
 
 // Most tiles raise no maximum.

@@ -62,7 +62,10 @@ pub fn keys_seen(dims: &Dims, places: &Places, device: Device) -> Option<usize> 
     let end = ahead
         .saturating_add(dims.queries as i64)
         .min(dims.keys as i64);
-    let all = *key >= 0 && end > 0 && places.window.is_none_or(|window| ahead < window);
+    let all = dims.queries > 0
+        && *key >= 0
+        && end > 0
+        && places.window.is_none_or(|window| ahead < window);
     let served =
         all && HEAD_DIMS.contains(&dims.dim) && context(ordinal).is_ok_and(|gpu| gpu.arch == 90);
     served.then_some(end as usize)
