@@ -292,7 +292,7 @@ impl LanguageModel {
             )));
         }
         let ids = ids.to_device(&self.device())?;
-        let x = self.from_start(&ids.narrow(1, 0, n - 1)?, run)?;
+        let x = self.hidden_from_start(&ids.narrow(1, 0, n - 1)?, run)?;
         let targets = ids.narrow(1, 1, n - 1)?.reshape(&[b * (n - 1)])?;
         let rows = x.map(|x| Ok(x.flatten(0, 1)?))?;
         self.stack.head.loss(rows, &targets)
@@ -311,7 +311,7 @@ impl LanguageModel {
             )));
         }
         let device = self.device();
-        let x = self.from_start(&ids.to_device(&device)?, run)?;
+        let x = self.hidden_from_start(&ids.to_device(&device)?, run)?;
         let rows = places.iter().map(|&place| place as i64).collect();
         let rows = Tensor::from_vec(rows, &[places.len()], &device)?;
         let at = x.map(|x| Ok(x.flatten(0, 1)?.index_select(0, &rows)?))?;
@@ -319,7 +319,7 @@ impl LanguageModel {
     }
 
     /// Embeddings and blocks over whole sequences from their beginning: ids [B, T] -> [B, T, D].
-    fn from_start(&self, ids: &Tensor, run: &Run) -> Result<Stream> {
+    fn hidden_from_start(&self, ids: &Tensor, run: &Run) -> Result<Stream> {
         let mut x: Stream = self.stack.embedding.forward(ids, run.compute)?.into();
         for block in &self.stack.blocks {
             x = if run.checkpoint {

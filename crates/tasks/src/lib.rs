@@ -52,7 +52,7 @@ pub use generator::Generator;
 pub use mqar::Mqar;
 pub use needle::{Level, Needle};
 pub use recall::Recall;
-pub use registry::{Entry, TASKS, find};
+pub use registry::{Build, Entry, TASKS, find};
 pub use state_tracking::{Alphabet, StateTracking};
 pub use swaps::Swaps;
 pub use symbol_soup::SymbolSoup;

@@ -12,6 +12,9 @@ use crate::{
     SymbolSoup,
 };
 
+/// How a task is made from knobs and a seed.
+pub type Build = fn(&Map<String, Value>, u64) -> Result<Box<dyn Task>>;
+
 /// A line of the table.
 pub struct Entry {
     /// The name in a recipe.
@@ -23,7 +26,7 @@ pub struct Entry {
     /// Every knob with its default.
     pub knobs: fn() -> Map<String, Value>,
     /// The task with some knobs set, the others at their defaults; the seed is for what the task itself draws once.
-    pub build: fn(&Map<String, Value>, u64) -> Result<Box<dyn Task>>,
+    pub build: Build,
 }
 
 /// Settings of a task that know how to become it.

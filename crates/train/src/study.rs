@@ -162,6 +162,7 @@ fn run_one(
             .map(|(k, v)| (k.clone(), axis(v)))
             .collect(),
         parameters: parameters as u64,
+        sequence: one.recipe.source.sequence() as u64,
         state_bytes: state_bytes as u64,
         steps: summary.map_or(0, |s| s.progress.step),
         tokens_per_second: summary.map_or(f64::NAN, |s| s.tokens_per_second),

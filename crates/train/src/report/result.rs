@@ -35,7 +35,10 @@ pub struct RunResult {
     pub axes: BTreeMap<String, AxisValue>,
     /// Trained parameters.
     pub parameters: u64,
-    /// Bytes of one sequence's state at the end of a training sequence, in the dtype of the model.
+    /// Tokens of a training sequence.
+    #[serde(default)]
+    pub sequence: u64,
+    /// Bytes of one sequence's state behind so many tokens, in the dtype of the model.
     #[serde(default)]
     pub state_bytes: u64,
     /// Optimiser steps taken.

@@ -105,28 +105,33 @@ impl Plot<'_> {
         self.points(key, x, series, format!("{key}-speed.svg"), caption)
     }
 
-    /// The metric against the lengths that it was measured at: one line per configuration.
+    /// The metric against the lengths that it was measured at, that of training among them: one line per configuration.
     pub(super) fn against_length(&self, key: &str) -> Result<Option<Figure>> {
         let all = metric_keys(self.study).into_iter().filter_map(at_length);
-        let of_key = all.filter(|(base, _)| *base == key);
-        let lengths: BTreeSet<usize> = of_key.map(|(_, length)| length).collect();
-        if lengths.len() < 2 {
+        let lengths: BTreeSet<usize> = all.filter(|m| m.0 == key).map(|m| m.1).collect();
+        if lengths.is_empty() {
             return Ok(None);
         }
-        let one = |(group, style): (&Group, &Style)| Series {
-            name: group.label.clone(),
-            style: *style,
-            points: lengths
-                .iter()
-                .map(|&n| (n as f64, group.metric(&length_key(key, n))))
-                .collect(),
+        let one = |(group, style): (&Group, &Style)| {
+            let trained = group.spread(|run| Some(run.sequence as f64)).mean;
+            let other = |&n: &usize| (n as f64, group.metric(&length_key(key, n)));
+            let points = lengths.iter().map(other);
+            Series {
+                name: group.label.clone(),
+                style: *style,
+                points: points.chain([(trained, group.metric(key))]).collect(),
+            }
         };
-        let series = self.groups.iter().zip(&self.styles).map(one).collect();
-        let values: Vec<f64> = lengths.iter().map(|&n| n as f64).collect();
+        let series: Vec<Series> = self.groups.iter().zip(&self.styles).map(one).collect();
+        let points = series.iter().flat_map(|s| &s.points);
+        let values: Vec<f64> = points.map(|point| point.0).collect();
         let x = Axis::at_values("tokens of an example", &values, |n| n.to_string());
+        let trained: BTreeSet<u64> = self.study.runs.iter().map(|run| run.sequence).collect();
+        let trained: Vec<String> = trained.iter().map(u64::to_string).collect();
         let caption = format!(
-            "{} against the length of the examples.{}",
+            "{} against the length of the examples; trained on up to {} tokens.{}",
             describe(&Metric::of(key)),
+            trained.join(" and "),
             self.about_seeds("Marks", "bars span")
         );
         self.points(key, x, series, format!("{key}-length.svg"), caption)
