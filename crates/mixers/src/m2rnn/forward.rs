@@ -38,7 +38,8 @@ pub(super) fn forward<R: Real>(d: Dims, x: &Inputs<R>, state: &mut [R], save: bo
             (u, outputs, states)
         })
         .collect();
-    let run = |(u, outputs, states): (&Unit, Vec<Vec<&mut [R]>>, Vec<&mut [R]>)| {
+    type Work<'a, R> = (&'a Unit, Vec<Vec<&'a mut [R]>>, Vec<&'a mut [R]>);
+    let run = |(u, outputs, states): Work<R>| {
         let heads = u.range().zip(outputs).zip(states);
         heads
             .map(|((head, mut o), state)| one_head(&d, x, (u, head), state, &mut o, save))

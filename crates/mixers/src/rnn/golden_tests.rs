@@ -86,10 +86,8 @@ impl<'a> Leaves<'a> {
     fn check<C: Cell>(&self, cell: &C, operands: &Operands, extra: Option<(&str, usize)>) {
         let tol = tolerance(self.case);
         let how = How::default();
-        let forms: [(
-            &str,
-            fn(&C, &Operands, &How) -> weft_tensor::Result<(Tensor, Tensor)>,
-        ); 2] = [("scan", scan), ("plain", recurrence)];
+        type Form<C> = fn(&C, &Operands, &How) -> weft_tensor::Result<(Tensor, Tensor)>;
+        let forms: [(&str, Form<C>); 2] = [("scan", scan), ("plain", recurrence)];
         let token_by_token = no_grad(|| {
             let (mut state, mut outputs) = (operands.state.clone(), vec![]);
             for t in 0..operands.x.dim(1).unwrap() {
@@ -125,7 +123,7 @@ impl<'a> Leaves<'a> {
                 let last = state.narrow(-1, at, n).unwrap().reshape(&[1, n]).unwrap();
                 assert_close(&label(name), &last, &want.narrow(0, t - 1, 1).unwrap(), tol);
             }
-            self.gradients(&form, &o);
+            self.gradients(form, &o);
         }
     }
 

@@ -31,11 +31,12 @@ pub(super) fn forward<C: Cell, R: Real>(
     let outputs = rows_of_units(&mut o, dims, sizes.output, &units);
     let one = Dims { tokens: 1, ..dims };
     let states = rows_of_units(state, one, sizes.state, &units);
-    let run = |((unit, mut o), mut state): ((&Unit, Vec<Vec<&mut [R]>>), Vec<Vec<&mut [R]>>)| {
+    type Rows<'a, R> = Vec<Vec<&'a mut [R]>>;
+    let run = |((unit, mut o), mut state): ((&Unit, Rows<R>), Rows<R>)| {
         let weights = x.weights_of(&sizes, unit, dims.tokens);
         let mut trace = Trace::new(sizes, unit.rows, 1);
         for (row, state) in state.iter().enumerate() {
-            trace.set_start(row, &state[0]);
+            trace.set_start(row, state[0]);
         }
         let mut starts = Vec::new();
         vectorize(
