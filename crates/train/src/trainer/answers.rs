@@ -44,6 +44,11 @@ impl Task for AnswerTask {
         Ok(logits.cross_entropy(&classes)?)
     }
 
+    /// Which places are asked about is read on the host, and differs from batch to batch.
+    fn recordable(&self) -> bool {
+        false
+    }
+
     fn tokens(&self, batch: &Tensor) -> usize {
         batch.shape().iter().skip(1).product()
     }

@@ -55,7 +55,7 @@ impl Recorder {
     /// A step has been taken without a recording: make one if it is time.
     pub(super) fn observe(&mut self, task: &dyn Task, batch: &Tensor) {
         self.steps += 1;
-        if self.steps != BEFORE {
+        if self.steps != BEFORE || !task.recordable() {
             return;
         }
         match record(task, batch) {

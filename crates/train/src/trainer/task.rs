@@ -24,6 +24,12 @@ pub trait Task {
     /// When the batch does not fit the model.
     fn loss(&self, batch: &Tensor) -> Result<Tensor>;
 
+    /// Whether [`Task::loss`] does the same operations for every batch of a shape and reads nothing of it on the host, so
+    /// that a recording of one step can stand for others.
+    fn recordable(&self) -> bool {
+        true
+    }
+
     /// Tokens that a batch counts for in budgets and speeds.
     fn tokens(&self, batch: &Tensor) -> usize;
 
