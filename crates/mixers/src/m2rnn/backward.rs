@@ -12,10 +12,10 @@ use rayon::prelude::*;
 use weft_tensor::cpu::gemm::{Strides, gemm};
 use weft_tensor::{Buffer, Real, cpu::simd::vectorize};
 
-use super::forward::{ROWS, Scratch, add_products, lanes_of, read};
+use super::forward::{ROWS, Scratch, four, lanes_of, read, row};
 use super::{Dims, Inputs, SEGMENT, Unit};
 use crate::shared::delta_rule::rows_by_unit;
-use crate::shared::recurrent::product::{LANES, Lane, sum_lane};
+use crate::shared::recurrent::product::{LANES, Lane, four_rows, one_row, sum_lane};
 
 /// Gradients of everything that the recurrence reads, laid out like it.
 pub(super) struct Gradients<R: Real> {
@@ -170,55 +170,44 @@ impl<R: Real> Walk<'_, R> {
             let from = s * SEGMENT;
             let tokens = SEGMENT.min(d.tokens - from);
             states[..width].copy_from_slice(start);
-            vectorize(
-                #[inline(always)]
-                || {
-                    for i in 0..tokens {
-                        states.copy_within(i * width..(i + 1) * width, (i + 1) * width);
-                        let h = states[(i + 1) * width..][..width].as_chunks_mut().0;
-                        let z = z[i * width..][..width].as_chunks_mut().0;
-                        ahead.token(d, self.x, (self.u, self.head, from + i), h, z);
-                    }
-                    for i in (0..tokens).rev() {
-                        let t = from + i;
-                        let at = self.x.position(d, self.u, (t, self.head));
-                        v[..d.value_dim].copy_from_slice(self.x.value(d, at));
-                        d_o[..d.value_dim]
-                            .copy_from_slice(&self.d_o[at * d.value_dim..][..d.value_dim]);
-                        let mut back = Token {
-                            panels,
-                            values: d.value_dim,
-                            turned: turned.as_chunks().0,
-                            q: self.x.query(d, self.u, t),
-                            k: self.x.key(d, self.u, t),
-                            v: v.as_chunks().0,
-                            f: self.x.f[at],
-                            d_o: d_o.as_chunks().0,
-                            linear: self.x.linear,
-                            bounds: self.bounds,
-                            d_q: &mut part.q[t * d.key_dim..][..d.key_dim],
-                            d_k: &mut part.k[t * d.key_dim..][..d.key_dim],
-                            d_f: [R::ZERO; LANES],
-                        };
-                        let before = states[i * width..][..width].as_chunks().0;
-                        let after = states[(i + 1) * width..][..width].as_chunks().0;
-                        let z = z[i * width..][..width].as_chunks_mut().0;
-                        let carry = carry.as_chunks_mut().0;
-                        let mut r = 0;
-                        while r + ROWS <= d.key_dim {
-                            back.rows::<ROWS>(r, (before, after), z, carry);
-                            r += ROWS;
-                        }
-                        while r < d.key_dim {
-                            back.rows::<1>(r, (before, after), z, carry);
-                            r += 1;
-                        }
-                        part.f[local * d.tokens + t] = sum_lane(&back.d_f);
-                        // dv = X^T k
-                        read(back.k, z, panels, d_v[t]);
-                    }
-                },
-            );
+            for i in 0..tokens {
+                states.copy_within(i * width..(i + 1) * width, (i + 1) * width);
+                let h = states[(i + 1) * width..][..width].as_chunks_mut().0;
+                let z = z[i * width..][..width].as_chunks_mut().0;
+                ahead.token(d, self.x, (self.u, self.head, from + i), h, z);
+            }
+            for i in (0..tokens).rev() {
+                let t = from + i;
+                let at = self.x.position(d, self.u, (t, self.head));
+                v[..d.value_dim].copy_from_slice(self.x.value(d, at));
+                d_o[..d.value_dim].copy_from_slice(&self.d_o[at * d.value_dim..][..d.value_dim]);
+                let mut back = Token {
+                    panels,
+                    values: d.value_dim,
+                    turned: turned.as_chunks().0,
+                    q: self.x.query(d, self.u, t),
+                    k: self.x.key(d, self.u, t),
+                    v: v.as_chunks().0,
+                    f: self.x.f[at],
+                    d_o: d_o.as_chunks().0,
+                    linear: self.x.linear,
+                    bounds: self.bounds,
+                    d_q: &mut part.q[t * d.key_dim..][..d.key_dim],
+                    d_k: &mut part.k[t * d.key_dim..][..d.key_dim],
+                    d_f: [R::ZERO; LANES],
+                };
+                let before = states[i * width..][..width].as_chunks().0;
+                let after = states[(i + 1) * width..][..width].as_chunks().0;
+                let z = z[i * width..][..width].as_chunks_mut().0;
+                let carry = carry.as_chunks_mut().0;
+                vectorize(
+                    #[inline(always)]
+                    || back.run((before, after), z, carry),
+                );
+                part.f[local * d.tokens + t] = sum_lane(&back.d_f);
+                // dv = X^T k
+                read(back.k, z, panels, d_v[t]);
+            }
             gemm(
                 (d.value_dim, d.value_dim, tokens * d.key_dim),
                 R::ONE,
@@ -260,58 +249,67 @@ struct Token<'a, R> {
 }
 
 impl<R: Real> Token<'_, R> {
-    /// Rows i .. i + M: X replaces Z, the carry becomes that of the token before.
+    /// X replaces Z, the carry becomes that of the token before.
     #[inline(always)]
-    fn rows<const M: usize>(
+    fn run(
+        &mut self,
+        (before, after): (&[Lane<R>], &[Lane<R>]),
+        z: &mut [Lane<R>],
+        carry: &mut [Lane<R>],
+    ) {
+        let (n, rows) = (self.panels, self.q.len());
+        for i in 0..rows {
+            self.row(i, (before, after), z, carry);
+        }
+        let whole = rows / ROWS * ROWS;
+        for p in 0..n {
+            let w = (&self.turned[p..], n);
+            for i in (0..whole).step_by(ROWS) {
+                let at = |r: usize| (i + r) * n + p;
+                let start = [carry[at(0)], carry[at(1)], carry[at(2)], carry[at(3)]];
+                let [a, b, c, d] = four_rows(four(z, i, n, self.values), w, start);
+                carry[at(0)] = a;
+                carry[at(1)] = b;
+                carry[at(2)] = c;
+                carry[at(3)] = d;
+            }
+            for i in whole..rows {
+                carry[i * n + p] = one_row(row(z, i, n, self.values), w, carry[i * n + p]);
+            }
+        }
+    }
+
+    /// Everything of row i but the product with W^T.
+    #[inline(always)]
+    fn row(
         &mut self,
         i: usize,
         (before, after): (&[Lane<R>], &[Lane<R>]),
         z: &mut [Lane<R>],
         carry: &mut [Lane<R>],
     ) {
-        let n = self.panels;
-        let span = i * n..(i + M) * n;
-        let (before, after) = (&before[span.clone()], &after[span.clone()]);
-        let (z, carry) = (&mut z[span.clone()], &mut carry[span]);
-        let new = R::ONE - self.f;
+        let (n, q, f, new) = (self.panels, self.q[i], self.f, R::ONE - self.f);
         let Bounds { carry: c, total } = self.bounds;
-        for r in 0..M {
-            let q = self.q[i + r];
-            let [mut of_q, mut of_k] = [[R::ZERO; LANES]; 2];
-            for p in 0..n {
-                let at = r * n + p;
-                let (h, z, carry, g) = (&before[at], &mut z[at], &mut carry[at], &self.d_o[p]);
-                for l in 0..LANES {
-                    let y = q
-                        .mul_add(g[l], carry[l].max(-c).min(c))
-                        .max(-total)
-                        .min(total);
-                    of_q[l] = after[at][l].mul_add(g[l], of_q[l]);
-                    self.d_f[l] = y.mul_add(h[l] - z[l], self.d_f[l]);
-                    let slope = if self.linear {
-                        R::ONE
-                    } else {
-                        R::ONE - z[l] * z[l]
-                    };
-                    z[l] = new * y * slope;
-                    carry[l] = self.f * y;
-                }
-                for l in 0..LANES {
-                    of_k[l] = z[l].mul_add(self.v[p][l], of_k[l]);
-                }
-            }
-            self.d_q[i + r] += sum_lane(&of_q);
-            self.d_k[i + r] += sum_lane(&of_k);
-        }
+        let curved = if self.linear { R::ZERO } else { R::ONE };
+        let [mut of_q, mut of_k] = [[R::ZERO; LANES]; 2];
+        let mut of_f = self.d_f;
         for p in 0..n {
-            let mut acc = [[R::ZERO; LANES]; M];
-            for r in 0..M {
-                acc[r] = carry[r * n + p];
-            }
-            add_products(&mut acc, z, &self.turned[p..], (self.values, n));
-            for r in 0..M {
-                carry[r * n + p] = acc[r];
+            let at = i * n + p;
+            let (h, h_new, z, carry) = (&before[at], &after[at], &mut z[at], &mut carry[at]);
+            let (g, v) = (&self.d_o[p], &self.v[p]);
+            for l in 0..LANES {
+                let y = q.mul_add(g[l], carry[l].max(-c).min(c));
+                let y = y.max(-total).min(total);
+                let x = new * y * (R::ONE - curved * z[l] * z[l]);
+                of_q[l] = h_new[l].mul_add(g[l], of_q[l]);
+                of_f[l] = y.mul_add(h[l] - z[l], of_f[l]);
+                of_k[l] = x.mul_add(v[l], of_k[l]);
+                z[l] = x;
+                carry[l] = f * y;
             }
         }
+        self.d_f = of_f;
+        self.d_q[i] += sum_lane(&of_q);
+        self.d_k[i] += sum_lane(&of_k);
     }
 }

@@ -6,13 +6,12 @@ use weft_tensor::{Buffer, Real, cpu::simd::vectorize};
 
 use super::{Dims, Inputs, SEGMENT, Unit};
 use crate::shared::delta_rule::rows_by_unit;
-use crate::shared::recurrent::product::{LANES, Lane};
+use crate::shared::recurrent::product::{LANES, Lane, four_rows, one_row};
 
 /// Multiply-adds of a whole call below which starting threads costs more than the work.
 const PARALLEL: usize = 1 << 16;
 
-/// Rows of the state that are computed together: as many sums as hide the latency of an addition, and no more than
-/// the compiler keeps in registers.
+/// Rows of the state that are computed together: as many sums as hide the latency of an addition.
 pub(super) const ROWS: usize = 4;
 
 /// Outputs, and what the way back needs.
@@ -69,19 +68,14 @@ fn one_head<R: Real>(
     let mut h = lanes_of(state, d.value_dim);
     let mut z = Buffer::unwritten(h.len());
     let mut starts = vec![];
-    vectorize(
-        #[inline(always)]
-        || {
-            for t in 0..d.tokens {
-                if save && t % SEGMENT == 0 {
-                    starts.extend_from_slice(&h);
-                }
-                let (h, z) = (h.as_chunks_mut().0, z.as_chunks_mut().0);
-                scratch.token(d, x, (u, head, t), h, z);
-                read(x.query(d, u, t), h, panels, o[t]);
-            }
-        },
-    );
+    for t in 0..d.tokens {
+        if save && t % SEGMENT == 0 {
+            starts.extend_from_slice(&h);
+        }
+        let (h, z) = (h.as_chunks_mut().0, z.as_chunks_mut().0);
+        scratch.token(d, x, (u, head, t), h, z);
+        read(x.query(d, u, t), h, panels, o[t]);
+    }
     for (to, from) in state
         .chunks_exact_mut(d.value_dim)
         .zip(h.chunks_exact(panels * LANES))
@@ -117,7 +111,6 @@ impl<R: Real> Scratch<R> {
     }
 
     /// H <- f H + (1 - f) Z with Z = tanh(H W + k v^T), which is left in `z`.
-    #[inline(always)]
     pub fn token(
         &mut self,
         d: &Dims,
@@ -137,15 +130,10 @@ impl<R: Real> Scratch<R> {
             f: x.f[position],
             linear: x.linear,
         };
-        let mut i = 0;
-        while i + ROWS <= d.key_dim {
-            token.rows::<ROWS>(i, h, z);
-            i += ROWS;
-        }
-        while i < d.key_dim {
-            token.rows::<1>(i, h, z);
-            i += 1;
-        }
+        vectorize(
+            #[inline(always)]
+            || token.run(h, z),
+        )
     }
 }
 
@@ -162,91 +150,99 @@ struct Token<'a, R> {
 }
 
 impl<R: Real> Token<'_, R> {
-    /// Rows i .. i + M of the state.
     #[inline(always)]
-    fn rows<const M: usize>(&self, i: usize, h: &mut [Lane<R>], z: &mut [Lane<R>]) {
-        let (h, z) = (
-            &mut h[i * self.panels..][..M * self.panels],
-            &mut z[i * self.panels..][..M * self.panels],
-        );
-        let k = &self.k[i..][..M];
-        for p in 0..self.panels {
-            let mut acc = [[R::ZERO; LANES]; M];
-            for r in 0..M {
-                for l in 0..LANES {
-                    acc[r][l] = k[r] * self.v[p][l];
-                }
+    fn run(&self, h: &mut [Lane<R>], z: &mut [Lane<R>]) {
+        let (n, rows) = (self.panels, self.k.len());
+        let whole = rows / ROWS * ROWS;
+        for p in 0..n {
+            let write = |k: R| {
+                let mut y = self.v[p];
+                y.iter_mut().for_each(|y| *y = k * *y);
+                y
+            };
+            let w = (&self.w[p..], n);
+            for i in (0..whole).step_by(ROWS) {
+                let start = [
+                    write(self.k[i]),
+                    write(self.k[i + 1]),
+                    write(self.k[i + 2]),
+                    write(self.k[i + 3]),
+                ];
+                let [a, b, c, d] = four_rows(four(h, i, n, self.values), w, start);
+                z[i * n + p] = a;
+                z[(i + 1) * n + p] = b;
+                z[(i + 2) * n + p] = c;
+                z[(i + 3) * n + p] = d;
             }
-            add_products(&mut acc, h, &self.w[p..], (self.values, self.panels));
-            for r in 0..M {
-                let z = &mut z[r * self.panels + p];
-                for l in 0..LANES {
-                    z[l] = if self.linear {
-                        acc[r][l]
-                    } else {
-                        acc[r][l].tanh()
-                    };
-                }
+            for i in whole..rows {
+                z[i * n + p] = one_row(row(h, i, n, self.values), w, write(self.k[i]));
             }
+        }
+        let (h, z) = (h.as_flattened_mut(), z.as_flattened_mut());
+        if !self.linear {
+            z.iter_mut().for_each(|z| *z = z.tanh());
         }
         let new = R::ONE - self.f;
-        for (h, z) in h.iter_mut().zip(&*z) {
-            for l in 0..LANES {
-                // A gate of 1 keeps every bit.
-                h[l] = self.f.mul_add(h[l], new * z[l]);
-            }
+        for (h, z) in h.iter_mut().zip(z) {
+            // A gate of 1 keeps every bit.
+            *h = self.f.mul_add(*h, new * *z);
         }
     }
 }
 
-/// acc += x w: M rows x of `panels` lanes of which the first `n` elements count, w one lane of `panels` to a row.
+/// The first `len` elements of row i, rows being `n` lanes.
 #[inline(always)]
-pub(super) fn add_products<R: Real, const M: usize>(
-    acc: &mut [Lane<R>; M],
-    x: &[Lane<R>],
-    w: &[Lane<R>],
-    (n, panels): (usize, usize),
-) {
-    let x = x.as_flattened();
-    let mut rows: [&[R]; M] = [&[]; M];
-    for r in 0..M {
-        rows[r] = &x[r * panels * LANES..][..n];
-    }
-    let mut sums = *acc;
-    for j in 0..n {
-        let w = &w[j * panels];
-        for r in 0..M {
-            let a = rows[r][j];
-            for l in 0..LANES {
-                sums[r][l] = a.mul_add(w[l], sums[r][l]);
-            }
-        }
-    }
-    *acc = sums;
+pub(super) fn row<R>(x: &[Lane<R>], i: usize, n: usize, len: usize) -> &[R] {
+    &x[i * n..].as_flattened()[..len]
 }
 
-/// o = H^T q, for H in rows of lanes, in four sums.
+/// The same of the rows i .. i + 4.
 #[inline(always)]
+pub(super) fn four<R>(x: &[Lane<R>], i: usize, n: usize, len: usize) -> [&[R]; ROWS] {
+    [
+        row(x, i, n, len),
+        row(x, i + 1, n, len),
+        row(x, i + 2, n, len),
+        row(x, i + 3, n, len),
+    ]
+}
+
+/// o = H^T q, for H in rows of lanes.
 pub(super) fn read<R: Real>(q: &[R], h: &[Lane<R>], panels: usize, o: &mut [R]) {
+    vectorize(
+        #[inline(always)]
+        || read_here(q, h, panels, o),
+    )
+}
+
+/// In four sums: a row of q times a lane of H at every place.
+#[inline(always)]
+fn read_here<R: Real>(q: &[R], h: &[Lane<R>], panels: usize, o: &mut [R]) {
     for p in 0..panels {
-        let mut acc = [[R::ZERO; LANES]; ROWS];
-        let whole = q.len() / ROWS * ROWS;
-        for i in (0..whole).step_by(ROWS) {
-            for r in 0..ROWS {
-                let (q, h) = (q[i + r], &h[(i + r) * panels + p]);
-                for l in 0..LANES {
-                    acc[r][l] = q.mul_add(h[l], acc[r][l]);
-                }
-            }
-        }
-        for i in whole..q.len() {
+        let [mut a, mut b, mut c, mut d] = [[R::ZERO; LANES]; 4];
+        let whole = q.len() / 4 * 4;
+        for i in (0..whole).step_by(4) {
+            let at = |r: usize| &h[(i + r) * panels + p];
+            let (h0, h1, h2, h3) = (at(0), at(1), at(2), at(3));
+            let (q0, q1, q2, q3) = (q[i], q[i + 1], q[i + 2], q[i + 3]);
             for l in 0..LANES {
-                acc[0][l] = q[i].mul_add(h[i * panels + p][l], acc[0][l]);
+                a[l] = q0.mul_add(h0[l], a[l]);
+                b[l] = q1.mul_add(h1[l], b[l]);
+                c[l] = q2.mul_add(h2[l], c[l]);
+                d[l] = q3.mul_add(h3[l], d[l]);
             }
         }
-        let width = LANES.min(o.len() - p * LANES);
-        for (l, o) in o[p * LANES..][..width].iter_mut().enumerate() {
-            *o = (acc[0][l] + acc[1][l]) + (acc[2][l] + acc[3][l]);
+        a = one_row(
+            &q[whole..],
+            (&h[(whole * panels + p).min(h.len())..], panels),
+            a,
+        );
+        let mut sums = [R::ZERO; LANES];
+        for l in 0..LANES {
+            sums[l] = (a[l] + b[l]) + (c[l] + d[l]);
         }
+        let o = &mut o[p * LANES..];
+        let width = LANES.min(o.len());
+        o[..width].copy_from_slice(&sums[..width]);
     }
 }

@@ -88,7 +88,7 @@ impl Default for Config {
 fn samples() -> Vec<Options> {
     [
         json!({}),
-        json!({"num_heads": 2, "head_dim": 4, "peepholes": true, "gradient_clipping": 1e6}),
+        json!({"num_heads": 2, "head_dim": 3, "peepholes": true, "gradient_clipping": 1e6}),
         json!({"gates": "input", "peepholes": true, "input_squash": "sigmoid", "head_dim": 7}),
         json!({"gates": "coupled", "peepholes": true, "output_squash": "identity"}),
     ]

@@ -70,11 +70,12 @@ fn layer(case: &Case) {
         let grads = grad(&[&loss], None, &leaves.iter().collect::<Vec<_>>(), false).unwrap();
         for (name, g) in names.into_iter().zip(grads) {
             let want = case.tensor(&format!("grad.{name}")).unwrap();
-            // gamma_bias and its gradient are stored in f32.
-            let tol = if want.dtype() == DType::F32 {
-                1e-6
-            } else {
-                tol
+            // gamma_bias and its gradient are stored in f32. That of k's bias nearly cancels, as softmax does not see a
+            // shift of all scores: with large weights it keeps fewer digits than its terms.
+            let tol = match (want.dtype(), name) {
+                (DType::F32, _) => 1e-6,
+                (_, "mixer.k_proj.bias") => 10.0 * tol,
+                _ => tol,
             };
             assert_close(&label(&format!("grad.{name}")), &g.unwrap(), want, tol);
         }

@@ -239,27 +239,24 @@ impl Layer {
         Ok((num, sum))
     }
 
+    /// Values that bring their denominator along.
+    fn weighed(&self, v: Tensor, starts: &[usize]) -> Result<Tensor> {
+        let Some(m) = &self.power else {
+            return Ok(v);
+        };
+        // n^a = exp(a ln n)
+        let a = m
+            .cast(v.dtype())?
+            .sigmoid()?
+            .reshape(&[1, 1, self.heads.heads, 1])?;
+        Ok(v.div(&counts(&v, starts)?.ln()?.mul(&a)?.exp()?)?)
+    }
+
     /// num / denominator for tokens at positions `starts[b] + t`.
     fn divided(&self, num: Tensor, sum: &Tensor, starts: &[usize]) -> Result<Tensor> {
-        let [b, t, h, _] = num.dims()?;
-        let count = || -> Result<Tensor> {
-            let n = starts
-                .iter()
-                .flat_map(|s| (1..=t).map(move |i| (s + i) as f64));
-            Ok(Tensor::from_vec(n.collect(), &[b, t, 1, 1], &num.device())?
-                .to_dtype(num.dtype())?)
-        };
         Ok(match self.variant.denominator {
-            Denominator::None => num,
-            Denominator::Count => num.div(&count()?)?,
-            Denominator::LearnedCount => {
-                let Some(m) = &self.power else {
-                    return Err(Error::config(NAME, "no norm_const"));
-                };
-                // n^a = exp(a ln n)
-                let a = m.cast(num.dtype())?.sigmoid()?.reshape(&[1, 1, h, 1])?;
-                num.div(&count()?.ln()?.mul(&a)?.exp()?)?
-            }
+            Denominator::None | Denominator::LearnedCount => num,
+            Denominator::Count => num.div(&counts(&num, starts)?)?,
             Denominator::Sum {
                 plus,
                 least,
@@ -342,6 +339,16 @@ impl Layer {
     }
 }
 
+/// n_t [B, T, 1, 1], the tokens seen by those of x [B, T, ..].
+fn counts(x: &Tensor, starts: &[usize]) -> Result<Tensor> {
+    let t = x.dim(1)?;
+    let n = starts
+        .iter()
+        .flat_map(|s| (1..=t).map(move |i| (s + i) as f64));
+    let n = Tensor::from_vec(n.collect(), &[starts.len(), t, 1, 1], &x.device())?;
+    Ok(n.to_dtype(x.dtype())?)
+}
+
 /// x / |x| over the last axis, 0 where x is 0.
 fn unit(x: &Tensor) -> weft_tensor::Result<Tensor> {
     let squares = x.square()?.sum(&[-1], true)?;
@@ -365,6 +372,7 @@ impl Mixer for Layer {
             Some(proj) => p.v.mul(&self.gate(proj, &x, p.v.dtype())?)?,
             None => p.v,
         };
+        let v = self.weighed(v, &starts)?;
         let (num, sum) = match self.variant.kernel {
             Kernel::Linear(feature) => {
                 self.recurrent(feature, [&p.q, &p.k, &v], state, (call, form))?

@@ -38,7 +38,7 @@ pub enum Denominator {
     None,
     /// n_t, the number of tokens that are seen.
     Count,
-    /// n_t^sigmoid(m), m learned for each head.
+    /// Each value by itself: v_j by n_j^sigmoid(m), m learned for each head.
     LearnedCount,
     /// The sum of the weights plus `plus`, at least `least`; `detached`: no gradient flows through it.
     #[allow(missing_docs)]
@@ -203,7 +203,18 @@ pub const VARIANTS: &[Variant] = {
         ),
         line("softmax_taylor", Taylor, SUM, "---", None),
         line("softmax_taylor_L2norm", Taylor, Undivided, "---", L2),
-        line("linear_elu", Linear(Elu), SUM, "---", None),
+        // Features that all underflow have a sum of 0: the output is then 0, not NaN.
+        line(
+            "linear_elu",
+            Linear(Elu),
+            Sum {
+                plus: 0.0,
+                least: 1e-30,
+                detached: false,
+            },
+            "---",
+            None,
+        ),
         line(
             "linear_relu",
             Linear(Relu),

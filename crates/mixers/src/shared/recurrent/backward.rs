@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use weft_tensor::cpu::gemm::{Strides, gemm};
 use weft_tensor::{Buffer, Real, cpu::simd::vectorize};
 
-use super::product::Right;
+use super::product::{Right, padded};
 use super::trace::Trace;
 use super::{Backward, Cell, Dims, Inputs, SEGMENT, Sizes, Unit, rows_of_units, units};
 
@@ -95,8 +95,8 @@ struct Walk<'a, C, R> {
 struct Flow<R: Real> {
     /// Of the products of a segment's tokens [tokens, rows, out].
     d_u: [Buffer<R>; 2],
-    /// Of what the second product was fed [rows, in].
-    d_fed: Buffer<R>,
+    /// Of what each product was fed [rows, in], rows padded to lanes.
+    d_fed: [Buffer<R>; 2],
     /// Of the states after and before a token [rows, S].
     d_after: Buffer<R>,
     d_before: Buffer<R>,
@@ -126,7 +126,7 @@ impl<C: Cell, R: Real> Walk<'_, C, R> {
         let [first, second] = products.map(|p| p.unwrap_or([0, 0]));
         let mut flow = Flow {
             d_u: [first, second].map(|[_, n]| Buffer::unwritten(segment * rows * n)),
-            d_fed: Buffer::unwritten(rows * second[0]),
+            d_fed: [first, second].map(|[n, _]| Buffer::unwritten(rows * padded(n))),
             d_after: Buffer::unwritten(rows * sizes.state),
             d_before: Buffer::unwritten(rows * sizes.state),
             d_params: Buffer::filled(sizes.params, R::ZERO),
@@ -141,18 +141,13 @@ impl<C: Cell, R: Real> Walk<'_, C, R> {
             let from = s * SEGMENT;
             let tokens = SEGMENT.min(self.dims.tokens - from);
             trace.states_mut()[..width].copy_from_slice(start);
-            vectorize(
-                #[inline(always)]
-                || {
-                    for i in 0..tokens {
-                        let at = (i, from + i);
-                        trace.token(self.cell, self.x, self.dims, self.unit, &ahead, at);
-                    }
-                    for i in (0..tokens).rev() {
-                        self.token(&mut flow, &trace, &back, (i, from + i), &mut d_x);
-                    }
-                },
-            );
+            for i in 0..tokens {
+                let at = (i, from + i);
+                trace.token(self.cell, self.x, self.dims, self.unit, &ahead, at);
+            }
+            for i in (0..tokens).rev() {
+                self.token(&mut flow, &trace, &back, (i, from + i), &mut d_x);
+            }
             // d U [out, in] += d_u^T [out, tokens rows] times what was fed [tokens rows, in].
             let fed = [
                 (trace.state_rows(tokens), sizes.state),
@@ -180,7 +175,6 @@ impl<C: Cell, R: Real> Walk<'_, C, R> {
     }
 
     /// One token back: from `flow.d_after` of this token to that of the one before.
-    #[inline(always)]
     fn token(
         &self,
         flow: &mut Flow<R>,
@@ -216,43 +210,53 @@ impl<C: Cell, R: Real> Walk<'_, C, R> {
             };
             let Some([n_in, n_out]) = size else { continue };
             let n_fed = sizes.second.map_or(0, |s| s[0]);
+            let [d_state, d_kept] = &mut *d_fed;
             let d_u = &mut d_u[part][slot * rows * n_out..][..rows * n_out];
-            for r in 0..rows {
-                let position = (self.unit.first + r) * self.dims.tokens + t;
-                let output = (position * self.dims.heads + self.unit.head) * sizes.output;
-                let (d_u, d_x) = (&mut d_u[r * n_out..][..n_out], &mut *d_x[r][t]);
-                let state = r * sizes.state..(r + 1) * sizes.state;
-                if !self.x.valid(self.unit, (r, t)) {
-                    d_u.fill(R::ZERO);
-                    d_x.fill(R::ZERO);
-                    if part == 0 {
-                        d_before[state.clone()].copy_from_slice(&d_after[state]);
+            vectorize(
+                #[inline(always)]
+                || {
+                    for r in 0..rows {
+                        let position = (self.unit.first + r) * self.dims.tokens + t;
+                        let output = (position * self.dims.heads + self.unit.head) * sizes.output;
+                        let (d_u, d_x) = (&mut d_u[r * n_out..][..n_out], &mut *d_x[r][t]);
+                        let state = r * sizes.state..(r + 1) * sizes.state;
+                        if !self.x.valid(self.unit, (r, t)) {
+                            d_u.fill(R::ZERO);
+                            d_x.fill(R::ZERO);
+                            if part == 0 {
+                                d_before[state.clone()].copy_from_slice(&d_after[state]);
+                            }
+                            continue;
+                        }
+                        let row = Backward {
+                            params,
+                            before: &befores[state.clone()],
+                            after: &afters[state.clone()],
+                            kept: &trace.kept(slot)[r * sizes.kept..][..sizes.kept],
+                            d_o: &self.d_o[output..][..sizes.output],
+                            d_after: &d_after[state.clone()],
+                            d_fed: &d_kept[r * padded(n_fed)..][..n_fed],
+                            d_x,
+                            d_u,
+                            d_before: &mut d_before[state],
+                            d_params,
+                        };
+                        if part == 0 {
+                            self.cell.first_back(row);
+                        } else {
+                            self.cell.second_back(row);
+                        }
                     }
-                    continue;
-                }
-                let row = Backward {
-                    params,
-                    before: &befores[state.clone()],
-                    after: &afters[state.clone()],
-                    kept: &trace.kept(slot)[r * sizes.kept..][..sizes.kept],
-                    d_o: &self.d_o[output..][..sizes.output],
-                    d_after: &d_after[state.clone()],
-                    d_fed: &d_fed[r * n_fed..][..n_fed],
-                    d_x,
-                    d_u,
-                    d_before: &mut d_before[state],
-                    d_params,
-                };
-                if part == 0 {
-                    self.cell.first_back(row);
-                } else {
-                    self.cell.second_back(row);
-                }
+                },
+            );
+            if part == 1 {
+                back[1].times(rows, (d_u, n_out), d_kept);
+                continue;
             }
-            if part == 0 {
-                back[0].times::<true>(rows, (d_u, n_out), (d_before, sizes.state));
-            } else {
-                back[1].times::<false>(rows, (d_u, n_out), (d_fed, n_in));
+            back[0].times(rows, (d_u, n_out), d_state);
+            let of_state = d_state.chunks_exact(padded(n_in));
+            for (sum, more) in d_before.chunks_exact_mut(sizes.state).zip(of_state) {
+                add(&mut sum[..n_in], &more[..n_in]);
             }
         }
         std::mem::swap(d_after, d_before);

@@ -1,7 +1,7 @@
 //! The way ahead: all tokens of a unit, one after the other.
 
 use rayon::prelude::*;
-use weft_tensor::{Buffer, Real, cpu::simd::vectorize};
+use weft_tensor::{Buffer, Real};
 
 use super::product::Right;
 use super::trace::Trace;
@@ -39,21 +39,16 @@ pub(super) fn forward<C: Cell, R: Real>(
             trace.set_start(row, state[0]);
         }
         let mut starts = Vec::new();
-        vectorize(
-            #[inline(always)]
-            || {
-                for t in 0..dims.tokens {
-                    if save && t % SEGMENT == 0 {
-                        starts.extend_from_slice(trace.state(0));
-                    }
-                    trace.token(cell, x, dims, unit, &weights, (0, t));
-                    for (row, o) in o.iter_mut().enumerate() {
-                        o[t].copy_from_slice(trace.output(row));
-                    }
-                    trace.rewind();
-                }
-            },
-        );
+        for t in 0..dims.tokens {
+            if save && t % SEGMENT == 0 {
+                starts.extend_from_slice(trace.state(0));
+            }
+            trace.token(cell, x, dims, unit, &weights, (0, t));
+            for (row, o) in o.iter_mut().enumerate() {
+                o[t].copy_from_slice(trace.output(row));
+            }
+            trace.rewind();
+        }
         for (row, state) in state.iter_mut().enumerate() {
             state[0].copy_from_slice(&trace.state(0)[row * sizes.state..][..sizes.state]);
         }

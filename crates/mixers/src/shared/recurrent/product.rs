@@ -2,13 +2,18 @@
 //! so that a product reads it in order and keeps its sums in registers. A product that is made once reads the
 //! matrix as it is.
 
-use weft_tensor::{Buffer, Real};
+use weft_tensor::{Buffer, Real, cpu::simd::vectorize};
 
 /// Columns of a panel: an AVX-512 register of f32.
 pub const LANES: usize = 16;
 
 /// 16 neighbouring elements.
 pub type Lane<R> = [R; LANES];
+
+/// Rounds up to whole lanes.
+pub fn padded(n: usize) -> usize {
+    n.next_multiple_of(LANES)
+}
 
 /// The right factor [k, n] of a product.
 pub enum Right<'a, R: Real> {
@@ -36,7 +41,7 @@ impl<'a, R: Real> Right<'a, R> {
     }
 
     fn pack([k, n]: [usize; 2], at: impl Fn(usize, usize) -> R) -> Self {
-        let mut panels = Buffer::filled(n.next_multiple_of(LANES) * k, R::ZERO);
+        let mut panels = Buffer::filled(padded(n) * k, R::ZERO);
         for j in 0..n {
             let panel = &mut panels[j / LANES * k * LANES..];
             for s in 0..k {
@@ -46,111 +51,119 @@ impl<'a, R: Real> Right<'a, R> {
         Right::Panels(panels, [k, n])
     }
 
-    /// y[rows, n] = x[rows, k] times this, or added to y. Rows of x and y are `xs` and `ys` elements apart.
-    #[inline(always)]
-    pub fn times<const ADD: bool>(
-        &self,
-        rows: usize,
-        (x, xs): (&[R], usize),
-        (y, ys): (&mut [R], usize),
-    ) {
-        match self {
-            Right::Panels(panels, [k, n]) => {
-                let (lanes, k, n) = (panels.as_chunks().0, *k, *n);
-                let whole = rows / 4 * 4;
-                for r in (0..whole).step_by(4) {
-                    panels_of::<R, 4, 1, ADD>(
-                        (&x[r * xs..], xs),
-                        lanes,
-                        [k, n],
-                        (&mut y[r * ys..], ys),
-                    );
+    /// y[rows, n] = x[rows, k] times this. Rows of x are `xs` elements apart; those of y are padded to whole lanes.
+    pub fn times(&self, rows: usize, x: (&[R], usize), y: &mut [R]) {
+        vectorize(
+            #[inline(always)]
+            || match self {
+                Right::Panels(panels, size) => {
+                    panel_product(rows, x, (panels.as_chunks().0, *size), y.as_chunks_mut().0);
                 }
-                for r in whole..rows {
-                    panels_of::<R, 1, 4, ADD>(
-                        (&x[r * xs..], xs),
-                        lanes,
-                        [k, n],
-                        (&mut y[r * ys..], ys),
-                    );
-                }
-            }
-            Right::Columns(w, [k, n]) => {
-                for r in 0..rows {
-                    let x = &x[r * xs..][..*k];
-                    for (y, w) in y[r * ys..][..*n].iter_mut().zip(w.chunks_exact(*k)) {
-                        let sum = dot(x, w);
-                        *y = if ADD { *y + sum } else { sum };
+                Right::Columns(w, [k, n]) => {
+                    for (r, y) in y.chunks_exact_mut(padded(*n)).take(rows).enumerate() {
+                        let x = &x.0[r * x.1..][..*k];
+                        for (y, w) in y[..*n].iter_mut().zip(w.chunks_exact(*k)) {
+                            *y = dot(x, w);
+                        }
                     }
                 }
-            }
-        }
+            },
+        )
     }
 }
 
-/// Lanes of sums in a tile. More than four would not stay in registers: the compiler unrolls no further.
-const TILE: usize = 4;
-
-/// M rows of a product, P panels at a time; M P is [`TILE`].
 #[inline(always)]
-fn panels_of<R: Real, const M: usize, const P: usize, const ADD: bool>(
-    x: (&[R], usize),
-    panels: &[Lane<R>],
-    [k, n]: [usize; 2],
-    (y, ys): (&mut [R], usize),
+fn panel_product<R: Real>(
+    rows: usize,
+    (x, xs): (&[R], usize),
+    (panels, [k, n]): (&[Lane<R>], [usize; 2]),
+    y: &mut [Lane<R>],
 ) {
     let count = n.div_ceil(LANES);
-    let whole = count / P * P;
-    for p in (0..whole).step_by(P) {
-        tile::<R, M, P, ADD>(
-            x,
-            &panels[p * k..],
-            [k, n - p * LANES],
-            (&mut y[p * LANES..], ys),
-        );
+    let zero = [R::ZERO; LANES];
+    let row = |r: usize| &x[r * xs..][..k];
+    let panel = |p: usize| &panels[p * k..][..k];
+    let (whole, four) = (rows / 4 * 4, count / 4 * 4);
+    for p in 0..count {
+        for r in (0..whole).step_by(4) {
+            let x = [row(r), row(r + 1), row(r + 2), row(r + 3)];
+            let [a, b, c, d] = four_rows(x, (panel(p), 1), [zero; 4]);
+            y[r * count + p] = a;
+            y[(r + 1) * count + p] = b;
+            y[(r + 2) * count + p] = c;
+            y[(r + 3) * count + p] = d;
+        }
     }
-    for p in whole..count {
-        tile::<R, M, 1, ADD>(
-            x,
-            &panels[p * k..],
-            [k, n - p * LANES],
-            (&mut y[p * LANES..], ys),
-        );
+    for r in whole..rows {
+        for p in (0..four).step_by(4) {
+            let w = [panel(p), panel(p + 1), panel(p + 2), panel(p + 3)];
+            let [a, b, c, d] = four_panels(row(r), w);
+            let y = &mut y[r * count + p..][..4];
+            y[0] = a;
+            y[1] = b;
+            y[2] = c;
+            y[3] = d;
+        }
+        for p in four..count {
+            y[r * count + p] = one_row(row(r), (panel(p), 1), zero);
+        }
     }
 }
 
+// The sums below are named and never indexed by a variable: an array of them that is, even once behind the loop, is
+// kept in memory and the loop falls apart into scalars (measured: twenty times slower).
+
+/// The sums plus x_r w for four rows x_r [k] and a lane of w at every `step`-th place.
 #[inline(always)]
-fn tile<R: Real, const M: usize, const P: usize, const ADD: bool>(
-    (x, xs): (&[R], usize),
-    panels: &[Lane<R>],
-    [k, n]: [usize; 2],
-    (y, ys): (&mut [R], usize),
-) {
-    let mut acc = [[R::ZERO; LANES]; TILE];
-    let mut rows: [&[R]; M] = [&[]; M];
-    for r in 0..M {
-        rows[r] = &x[r * xs..][..k];
-    }
-    let mut w: [&[Lane<R>]; P] = [&[]; P];
-    for p in 0..P {
-        w[p] = &panels[p * k..][..k];
-    }
-    for s in 0..k {
-        for i in 0..M * P {
-            let (a, w) = (rows[i / P][s], &w[i % P][s]);
-            for l in 0..LANES {
-                acc[i][l] = a.mul_add(w[l], acc[i][l]);
-            }
+pub fn four_rows<R: Real>(
+    [x0, x1, x2, x3]: [&[R]; 4],
+    (w, step): (&[Lane<R>], usize),
+    sums: [Lane<R>; 4],
+) -> [Lane<R>; 4] {
+    let [mut a, mut b, mut c, mut d] = sums;
+    let k = x0.len();
+    let (x1, x2, x3) = (&x1[..k], &x2[..k], &x3[..k]);
+    for j in 0..k {
+        let (w, p, q, r, s) = (&w[j * step], x0[j], x1[j], x2[j], x3[j]);
+        for l in 0..LANES {
+            a[l] = p.mul_add(w[l], a[l]);
+            b[l] = q.mul_add(w[l], b[l]);
+            c[l] = r.mul_add(w[l], c[l]);
+            d[l] = s.mul_add(w[l], d[l]);
         }
     }
-    for (i, acc) in acc[..M * P].iter().enumerate() {
-        let (r, p) = (i / P, i % P);
-        let width = LANES.min(n - p * LANES);
-        let y = &mut y[r * ys + p * LANES..][..width];
-        for (y, a) in y.iter_mut().zip(acc) {
-            *y = if ADD { *y + *a } else { *a };
+    [a, b, c, d]
+}
+
+/// The same for one row.
+#[inline(always)]
+pub fn one_row<R: Real>(x: &[R], (w, step): (&[Lane<R>], usize), sum: Lane<R>) -> Lane<R> {
+    let mut a = sum;
+    for (j, x) in x.iter().enumerate() {
+        let w = &w[j * step];
+        for l in 0..LANES {
+            a[l] = x.mul_add(w[l], a[l]);
         }
     }
+    a
+}
+
+/// x w for one row and four panels w [k].
+#[inline(always)]
+fn four_panels<R: Real>(x: &[R], [w0, w1, w2, w3]: [&[Lane<R>]; 4]) -> [Lane<R>; 4] {
+    let [mut a, mut b, mut c, mut d] = [[R::ZERO; LANES]; 4];
+    let k = x.len();
+    let (w0, w1, w2, w3) = (&w0[..k], &w1[..k], &w2[..k], &w3[..k]);
+    for j in 0..k {
+        let (x, p, q, r, s) = (x[j], &w0[j], &w1[j], &w2[j], &w3[j]);
+        for l in 0..LANES {
+            a[l] = x.mul_add(p[l], a[l]);
+            b[l] = x.mul_add(q[l], b[l]);
+            c[l] = x.mul_add(r[l], c[l]);
+            d[l] = x.mul_add(s[l], d[l]);
+        }
+    }
+    [a, b, c, d]
 }
 
 /// Sum of a b, in 32 sums side by side.

@@ -1,9 +1,9 @@
 //! The states, and what a cell keeps, of a run of tokens of one unit: one token on the way ahead, a segment on
 //! the way back.
 
-use weft_tensor::{Buffer, Real};
+use weft_tensor::{Buffer, Real, cpu::simd::vectorize};
 
-use super::product::Right;
+use super::product::{Right, padded};
 use super::{Cell, Dims, Forward, Inputs, Sizes, Unit};
 
 pub(super) struct Trace<R: Real> {
@@ -13,7 +13,7 @@ pub(super) struct Trace<R: Real> {
     states: Buffer<R>,
     /// [slots, rows, kept]
     kept: Buffer<R>,
-    /// The last token's products [rows, out] and outputs [rows, O].
+    /// The last token's products [rows, out], rows padded to lanes, and outputs [rows, O].
     u: Buffer<R>,
     o: Buffer<R>,
 }
@@ -27,7 +27,7 @@ impl<R: Real> Trace<R> {
             rows,
             states: Buffer::unwritten((slots + 1) * rows * sizes.state),
             kept: Buffer::unwritten(slots * rows * sizes.kept),
-            u: Buffer::unwritten(rows * widest),
+            u: Buffer::unwritten(rows * padded(widest)),
             o: Buffer::unwritten(rows * sizes.output),
         }
     }
@@ -78,7 +78,6 @@ impl<R: Real> Trace<R> {
     }
 
     /// Run token `t` in a slot.
-    #[inline(always)]
     pub fn token<C: Cell>(
         &mut self,
         cell: &C,
@@ -102,38 +101,45 @@ impl<R: Real> Trace<R> {
         let before = &before[slot * rows * state..];
         let all_kept = &mut self.kept[slot * rows * kept..][..rows * kept];
         let params = x.params_of(unit, params);
-        weights[0].times::<false>(rows, (before, state), (&mut self.u, first[1]));
+        weights[0].times(rows, (before, state), &mut self.u);
         for part in 0..1 + usize::from(second.is_some()) {
             let mut width = first[1];
             if let (1, Some([_, n])) = (part, second) {
                 width = n;
-                weights[1].times::<false>(rows, (all_kept, kept), (&mut self.u, n));
+                weights[1].times(rows, (all_kept, kept), &mut self.u);
             }
-            for r in 0..rows {
-                let after = &mut after[r * state..][..state];
-                let before = &before[r * state..][..state];
-                let o = &mut self.o[r * output..][..output];
-                if !x.valid(unit, (r, t)) {
-                    after.copy_from_slice(before);
-                    all_kept[r * kept..][..kept].fill(R::ZERO);
-                    o.fill(R::ZERO);
-                    continue;
-                }
-                let row = Forward {
-                    x: x.row(dims, unit, (r, t), input),
-                    u: &self.u[r * width..][..width],
-                    params,
-                    before,
-                    kept: &mut all_kept[r * kept..][..kept],
-                    after,
-                    o,
-                };
-                if part == 0 {
-                    cell.first(row);
-                } else {
-                    cell.second(row);
-                }
-            }
+            let (u, outputs) = (&self.u, &mut self.o);
+            vectorize(
+                #[inline(always)]
+                || {
+                    for r in 0..rows {
+                        let after = &mut after[r * state..][..state];
+                        let before = &before[r * state..][..state];
+                        let o = &mut outputs[r * output..][..output];
+                        let kept = &mut all_kept[r * kept..][..kept];
+                        if !x.valid(unit, (r, t)) {
+                            after.copy_from_slice(before);
+                            kept.fill(R::ZERO);
+                            o.fill(R::ZERO);
+                            continue;
+                        }
+                        let row = Forward {
+                            x: x.row(dims, unit, (r, t), input),
+                            u: &u[r * padded(width)..][..width],
+                            params,
+                            before,
+                            kept,
+                            after,
+                            o,
+                        };
+                        if part == 0 {
+                            cell.first(row);
+                        } else {
+                            cell.second(row);
+                        }
+                    }
+                },
+            );
         }
     }
 }
