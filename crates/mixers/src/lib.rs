@@ -27,7 +27,6 @@ pub mod registry;
 pub mod retnet;
 pub mod rnn;
 pub mod safetensor;
-pub mod sessa;
 pub mod shared;
 pub mod sliding_window;
 pub mod softmax_as_rnn;

@@ -9,7 +9,7 @@ use crate::mixer::{Form, Mixer};
 use crate::params::Scope;
 use crate::{attention, gated_deltanet, gated_deltanet2, kda, sliding_window};
 use crate::{delta_net, gla, hgrn, hgrn2, lightning, mamba2, mamba3, retnet};
-use crate::{m2rnn, rnn, sessa, softmax_as_rnn};
+use crate::{m2rnn, rnn, softmax_as_rnn};
 
 /// The width of a mixer and its own settings, as they stand in a recipe or a config.
 #[derive(Clone, Debug, Default)]
@@ -94,7 +94,6 @@ pub static MIXERS: &[&Entry] = &[
     &rnn::gru::ENTRY,
     &m2rnn::ENTRY,
     &softmax_as_rnn::ENTRY,
-    &sessa::ENTRY,
 ];
 
 /// A mixer by its short name; an unknown one is refused with the nearest known name.
