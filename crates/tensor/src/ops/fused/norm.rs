@@ -67,7 +67,6 @@ impl Tensor {
         let outputs = Storage::add_rms_norm(x.operand(), delta.operand(), w.operand(), dims, eps)?;
         let [sum, normed] = outputs.map(|y| Tensor::new(y, self.shape()));
         let function = AddNorm {
-            sum: sum.clone(),
             weight: w.clone(),
             dims,
             eps,
@@ -80,7 +79,6 @@ impl Tensor {
 
 /// What [`Tensor::add_rms_norm`] sends back.
 struct AddNorm {
-    sum: Tensor,
     weight: Tensor,
     dims: [usize; 2],
     eps: f64,
@@ -90,17 +88,23 @@ impl Function for AddNorm {
     fn name(&self) -> &'static str {
         "rms_norm"
     }
+    fn keeps_outputs(&self) -> bool {
+        true
+    }
     fn backward(&self, ctx: &Context, grads: &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> {
-        let (sum, w) = (&self.sum, &self.weight);
-        let zero = || sum.zeros_like();
-        let grads = [0, 1].map(|i| grads[i].clone().unwrap_or_else(zero));
+        let (sum, w) = (&ctx.output(0)?, &self.weight);
+        let grads = [0, 1].map(|i| grads[i].clone().unwrap_or_else(|| sum.zeros_like()));
         if ctx.create_graph() {
-            let inputs = [sum, &zero(), w];
-            return recompute(ctx, &inputs, &grads.map(Some), |x| {
-                let sum = x[0].add(&x[1])?;
-                let normed = plain(&sum, &x[2], self.eps)?;
-                Ok(vec![sum, normed])
-            });
+            // Of the sum with its history: it is a function of both that were added.
+            let g = [Some(grads[1].clone())];
+            let found = recompute(ctx, &[sum, w], &g, |x| {
+                Ok(vec![plain(&x[0], &x[1], self.eps)?])
+            })?;
+            let dx = match &found[0] {
+                Some(dx) => dx.add(&grads[0])?,
+                None => grads[0].clone(),
+            };
+            return Ok(vec![Some(dx.clone()), Some(dx), found[1].clone()]);
         }
         let [other, g] = [grads[0].contiguous()?, grads[1].contiguous()?];
         let [dx, dw] = Storage::add_rms_norm_backward(
