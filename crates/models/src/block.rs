@@ -113,12 +113,13 @@ impl Block {
         let run = move |inputs: &[Tensor]| {
             let x = Stream::from(inputs[0].clone());
             match block.from_start(x).and_then(Stream::sum) {
-                Ok(y) => Ok(vec![y]),
+                Ok(y) => Ok([y]),
                 Err(e) => Err(weft_tensor::Error::Custom(e.to_string())),
             }
         };
         let x = x.clone().sum()?;
-        Ok(checkpoint(&[&x], run)?.remove(0).into())
+        let [y] = checkpoint(&[&x], run)?;
+        Ok(y.into())
     }
 
     /// The state before the first token, for activations of a dtype.

@@ -51,7 +51,8 @@ fn scaled(x: &Tensor, a: f32) -> Result<Tensor> {
             y
         }
     };
-    Ok(apply(Scaled(a), &[x], vec![y]).remove(0))
+    let [y] = apply(Scaled(a), &[x], [y]);
+    Ok(y)
 }
 
 struct Scaled(f32);

@@ -42,7 +42,7 @@ impl Function for SumAndDifference {
 #[test]
 fn a_function_may_have_several_inputs_and_outputs() {
     let (a, b) = (leaf(&[3], 1), leaf(&[3], 2));
-    let outputs = vec![
+    let outputs = [
         a.detach().add(&b.detach()).unwrap(),
         a.detach().sub(&b.detach()).unwrap(),
     ];
@@ -72,7 +72,7 @@ fn a_wrong_gradient_shape_is_caught_and_named() {
         }
     }
     let x = leaf(&[2], 1);
-    let y = apply(Wrong, &[&x], vec![x.detach()]).remove(0);
+    let [y] = apply(Wrong, &[&x], [x.detach()]);
     let e = y.sum_all().unwrap().backward().err().unwrap().to_string();
     assert!(
         e.contains("wrong") && e.contains("[7]") && e.contains("[2]"),
@@ -130,8 +130,8 @@ fn checkpointing_changes_no_gradient() {
     let saved = |x: &Tensor| {
         // w and v are captured leaves, not inputs.
         let (w, v) = (w.clone(), v.clone());
-        let mut y = checkpoint(&[x], move |t| Ok(vec![layer(&t[0], &w)?]))?.remove(0);
-        y = checkpoint(&[&y], move |t| Ok(vec![layer(&t[0], &v)?]))?.remove(0);
+        let [mut y] = checkpoint(&[x], move |t| Ok([layer(&t[0], &w)?]))?;
+        [y] = checkpoint(&[&y], move |t| Ok([layer(&t[0], &v)?]))?;
         y.square()?.sum_all()
     };
     let (a, b) = (
@@ -159,7 +159,7 @@ fn checkpointing_can_be_differentiated_twice() {
     let run = |save: bool| {
         let v = w.clone();
         let y = if save {
-            checkpoint(&[&x, &w], |t| Ok(vec![layer(&t[0], &t[1])?]))?.remove(0)
+            checkpoint(&[&x, &w], |t| Ok([layer(&t[0], &t[1])?]))?[0].clone()
         } else {
             layer(&x, &v)?
         };

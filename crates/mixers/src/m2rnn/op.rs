@@ -191,17 +191,11 @@ fn composed(x: &Operands, clip: Clip) -> Result<(Tensor, Tensor)> {
     if !grad_enabled() || list.iter().all(|t| !t.is_tracked()) {
         return reference::recurrence(x, clip);
     }
-    pair(checkpoint(&list, move |list| {
-        let (o, state) = reference::recurrence(&Operands::from_list(list, linear)?, clip)?;
-        Ok(vec![o, state])
-    })?)
-}
-
-fn pair(outputs: Vec<Tensor>) -> Result<(Tensor, Tensor)> {
-    match <[Tensor; 2]>::try_from(outputs) {
-        Ok([o, state]) => Ok((o, state)),
-        Err(_) => Err(Error::Custom("m2rnn: lost an output".into())),
-    }
+    let both = checkpoint(&list, move |list| {
+        let both = reference::recurrence(&Operands::from_list(list, linear)?, clip)?;
+        Ok(both.into())
+    })?;
+    Ok(both.into())
 }
 
 fn run<R: Real + Stored>(x: Operands, dims: Dims, clip: Clip) -> Result<(Tensor, Tensor)> {
@@ -223,7 +217,7 @@ fn run<R: Real + Stored>(x: Operands, dims: Dims, clip: Clip) -> Result<(Tensor,
         clip,
         starts,
     };
-    pair(apply(function, &list, vec![o, state]))
+    Ok(apply(function, &list, [o, state]).into())
 }
 
 fn step<R: Real + Stored>(x: Operands, dims: Dims) -> Result<(Tensor, Tensor)> {

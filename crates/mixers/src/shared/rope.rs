@@ -195,7 +195,8 @@ impl Table {
             table: self.clone(),
             back,
         };
-        Ok(apply(function, &[x], vec![y]).remove(0))
+        let [y] = apply(function, &[x], [y]);
+        Ok(y)
     }
 
     /// On the CPU: x [B, T, H, D], cosines and sines [rows, T, 1, n/2].

@@ -52,17 +52,16 @@ pub(super) fn blocks(x: &Attended) -> Result<(Tensor, Tensor)> {
         let (kernel, order) = (x.kernel, x.order);
         let run = move |p: &[Tensor]| {
             let (num, sum) = weighted(&p[0], &p[1], &p[2], &seen, kernel, order)?;
-            Ok(vec![num, sum])
+            Ok([num, sum])
         };
         let parts: Vec<&Tensor> = parts.iter().collect();
-        let outputs = if grad_enabled() && parts.iter().any(|p| p.is_tracked()) {
+        let [num, sum] = if grad_enabled() && parts.iter().any(|p| p.is_tracked()) {
             checkpoint(&parts, run)?
         } else {
             run(&parts.into_iter().cloned().collect::<Vec<_>>())?
         };
-        let mut outputs = outputs.into_iter();
-        nums.extend(outputs.next());
-        sums.extend(outputs.next());
+        nums.push(num);
+        sums.push(sum);
     }
     let join = |parts: &[Tensor]| Tensor::cat(&parts.iter().collect::<Vec<_>>(), 1);
     Ok((join(&nums)?, join(&sums)?))

@@ -60,12 +60,15 @@ fn nested(
     })
 }
 
-struct Checkpoint<F> {
+struct Checkpoint<const N: usize, F> {
     inputs: Vec<Tensor>,
     f: F,
 }
 
-impl<F: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync> Function for Checkpoint<F> {
+impl<const N: usize, F> Function for Checkpoint<N, F>
+where
+    F: Fn(&[Tensor]) -> Result<[Tensor; N]> + Send + Sync,
+{
     fn name(&self) -> &'static str {
         "checkpoint"
     }
@@ -74,7 +77,7 @@ impl<F: Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync> Function for Checkpo
     }
     fn backward(&self, ctx: &Context, grads: &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> {
         let inputs: Vec<&Tensor> = self.inputs.iter().collect();
-        let (fresh, roots) = nested(ctx, &inputs, grads, &self.f)?;
+        let (fresh, roots) = nested(ctx, &inputs, grads, |x| (self.f)(x).map(Vec::from))?;
         if roots.is_empty() {
             return Ok(vec![None; inputs.len()]);
         }
@@ -117,10 +120,10 @@ fn leaves_below(roots: &[(Edge, Tensor)]) -> Vec<Arc<Node>> {
 
 /// Activation checkpointing: run `f` without keeping its intermediate values, and run it again when its
 /// gradient is asked for. `f` must be a pure function of `inputs` and of captured leaves (parameters).
-pub fn checkpoint(
+pub fn checkpoint<const N: usize>(
     inputs: &[&Tensor],
-    f: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
-) -> Result<Vec<Tensor>> {
+    f: impl Fn(&[Tensor]) -> Result<[Tensor; N]> + Send + Sync + 'static,
+) -> Result<[Tensor; N]> {
     let detached: Vec<Tensor> = inputs.iter().map(|t| t.detach()).collect();
     let outputs = no_grad(|| f(&detached))?;
     let kept = inputs.iter().map(|&t| t.clone()).collect();

@@ -117,13 +117,35 @@ pub fn grad_enabled() -> bool {
 
 /// Attach outputs, computed by any means, to the graph: `function` will send their gradients to `inputs`.
 /// Without an input that needs a gradient, or inside [`no_grad`], the outputs come back as they are.
-pub fn apply(
+pub fn apply<const N: usize>(
+    function: impl Function + 'static,
+    inputs: &[&Tensor],
+    outputs: [Tensor; N],
+) -> [Tensor; N] {
+    let node = node(function, inputs, &outputs);
+    let mut index = 0..;
+    outputs.map(|t| attach(node.as_ref(), index.next().unwrap_or(0), t))
+}
+
+/// [`apply`] for a number of outputs that is known when it runs.
+pub(crate) fn apply_all(
     function: impl Function + 'static,
     inputs: &[&Tensor],
     outputs: Vec<Tensor>,
 ) -> Vec<Tensor> {
+    let node = node(function, inputs, &outputs);
+    let outputs = outputs.into_iter().enumerate();
+    outputs.map(|(i, t)| attach(node.as_ref(), i, t)).collect()
+}
+
+/// The node of a function, if gradients are to flow through it.
+fn node(
+    function: impl Function + 'static,
+    inputs: &[&Tensor],
+    outputs: &[Tensor],
+) -> Option<Arc<Node>> {
     if !grad_enabled() || !(function.is_opaque() || inputs.iter().any(|t| t.edge().is_some())) {
-        return outputs;
+        return None;
     }
     let keep = function.keeps_outputs();
     let info = |t: &Tensor| OutputInfo {
@@ -131,23 +153,22 @@ pub fn apply(
         dtype: t.dtype(),
         kept: keep.then(|| t.clone()),
     };
-    let node = Arc::new(Node {
+    Some(Arc::new(Node {
         id: NEXT.fetch_add(1, Relaxed),
         function: Some(Box::new(function)),
         inputs: inputs.iter().map(|t| t.edge().cloned()).collect(),
         outputs: outputs.iter().map(info).collect(),
-    });
-    let attach = |(index, t): (usize, Tensor)| {
-        if t.dtype().is_float() {
-            t.with_edge(Some(Edge {
-                node: node.clone(),
-                index,
-            }))
-        } else {
-            t
-        }
-    };
-    outputs.into_iter().enumerate().map(attach).collect()
+    }))
+}
+
+fn attach(node: Option<&Arc<Node>>, index: usize, t: Tensor) -> Tensor {
+    match node {
+        Some(node) if t.dtype().is_float() => t.with_edge(Some(Edge {
+            node: node.clone(),
+            index,
+        })),
+        _ => t,
+    }
 }
 
 /// A primitive: one output, its way back a closure from the output's gradient to the inputs' gradients.
@@ -187,7 +208,8 @@ pub(crate) fn record<const N: usize>(
         keeps_output: false,
         backward,
     };
-    apply(f, &inputs, vec![output]).remove(0)
+    let [output] = apply(f, &inputs, [output]);
+    output
 }
 
 /// Like [`record`], for a way back that reads the output (`ctx.output(0)`).
@@ -202,5 +224,6 @@ pub(crate) fn record_with_output<const N: usize>(
         keeps_output: true,
         backward,
     };
-    apply(f, &inputs, vec![output]).remove(0)
+    let [output] = apply(f, &inputs, [output]);
+    output
 }

@@ -15,7 +15,7 @@ mod tape;
 
 pub use tape::{Binary, Expr, Op, Tape, Unary};
 
-use crate::autograd::{Context, Function, apply};
+use crate::autograd::{Context, Function, apply_all};
 use crate::cuda;
 use crate::dtype::DType;
 use crate::error::{Result, dtype_error, shape_error};
@@ -99,7 +99,7 @@ fn evaluate(
         tape,
         inputs: inputs.iter().map(|&x| x.clone()).collect(),
     };
-    Ok(apply(function, inputs, outputs))
+    Ok(apply_all(function, inputs, outputs))
 }
 
 /// One run: what to compute of operands with these layouts, all of the result's shape.

@@ -260,7 +260,8 @@ impl Tensor {
         shape[a] = sizes.iter().sum();
         let operands: Vec<_> = parts.iter().map(|p| p.operand()).collect();
         let y = Tensor::new(Storage::cat(&operands, a)?, &shape);
-        Ok(apply(Cat { axis: a, sizes }, parts, vec![y]).remove(0))
+        let [y] = apply(Cat { axis: a, sizes }, parts, [y]);
+        Ok(y)
     }
 
     /// Tensors of one shape along a new axis.

@@ -123,6 +123,10 @@ pub fn table() -> Vec<Case> {
             let [sum, normed] = x[0].add_rms_norm(&x[1], &x[2], 1e-5)?;
             &sum * &normed
         }),
+        Case("add_rms_norm of a branch alone", Any, &[&[3, 16], &[16]], |x| {
+            let [sum, normed] = x[0].ones_like().add_rms_norm(&x[0], &x[1], 1e-5)?;
+            &sum * &normed
+        }),
         Case("rms_norm", Any, &[&[3, 37], &[37]], |x| x[0].rms_norm(&x[1], 1e-5)),
         Case("silu_mul", Any, &[&[2, 3], &[2, 3]], |x| x[0].silu_mul(&x[1])),
         Case("cross_entropy", Any, &[&[3, 5]], |x| x[0].cross_entropy(&ids(&[4, -1, 0], &[3], &x[0]))),

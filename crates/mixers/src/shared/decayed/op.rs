@@ -159,18 +159,10 @@ pub(super) fn compose(x: &Operands, chunk: usize) -> Result<(Tensor, Tensor)> {
     if !grad_enabled() || list.iter().all(|t| !t.is_tracked()) {
         return composed::chunks(x, chunk);
     }
-    let outputs = checkpoint(&list, move |list| {
-        let (o, state) = composed::chunks(&Operands::from_list(list, scale)?, chunk)?;
-        Ok(vec![o, state])
+    let both = checkpoint(&list, move |list| {
+        Ok(composed::chunks(&Operands::from_list(list, scale)?, chunk)?.into())
     })?;
-    pair(outputs)
-}
-
-fn pair(outputs: Vec<Tensor>) -> Result<(Tensor, Tensor)> {
-    match <[Tensor; 2]>::try_from(outputs) {
-        Ok([o, state]) => Ok((o, state)),
-        Err(_) => Err(Error::Custom("decayed: lost an output".into())),
-    }
+    Ok(both.into())
 }
 
 fn run<R: Real + Stored>(x: Operands, dims: Dims, chunk: usize) -> Result<(Tensor, Tensor)> {
@@ -186,7 +178,7 @@ fn run<R: Real + Stored>(x: Operands, dims: Dims, chunk: usize) -> Result<(Tenso
         dims,
         saved,
     };
-    pair(apply(function, &x.list(), vec![o, state]))
+    Ok(apply(function, &x.list(), [o, state]).into())
 }
 
 fn step<R: Real + Stored>(x: Operands, dims: Dims) -> Result<(Tensor, Tensor)> {

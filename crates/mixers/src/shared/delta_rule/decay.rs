@@ -81,7 +81,8 @@ fn run<R: Real + Stored>(f: &Tensor, dt_bias: &Tensor, a_log: &Tensor) -> Result
         real: std::marker::PhantomData::<R>,
     };
     let inputs: Vec<&Tensor> = inputs.iter().collect();
-    Ok(apply(function, &inputs, vec![g]).remove(0))
+    let [g] = apply(function, &inputs, [g]);
+    Ok(g)
 }
 
 struct LogDecay<R> {

@@ -254,14 +254,10 @@ pub(super) fn compose(x: &Operands, chunk: usize) -> Result<(Tensor, Tensor)> {
     if !grad_enabled() || list.iter().all(|t| !t.is_tracked()) {
         return composed::chunks(x, chunk);
     }
-    let outputs = checkpoint(&list, move |list| {
-        let (o, state) = composed::chunks(&Operands::from_list(list)?, chunk)?;
-        Ok(vec![o, state])
+    let both = checkpoint(&list, move |list| {
+        Ok(composed::chunks(&Operands::from_list(list)?, chunk)?.into())
     })?;
-    match <[Tensor; 2]>::try_from(outputs) {
-        Ok([o, state]) => Ok((o, state)),
-        Err(_) => Err(Error::Custom("delta_rule: lost an output".into())),
-    }
+    Ok(both.into())
 }
 
 fn run<R: Real + Stored>(x: Operands, dims: Dims, chunk: usize) -> Result<(Tensor, Tensor)> {
@@ -281,11 +277,7 @@ fn run<R: Real + Stored>(x: Operands, dims: Dims, chunk: usize) -> Result<(Tenso
         dims,
         saved,
     };
-    let mut outputs = apply(rule, &list, vec![o, state]).into_iter();
-    match (outputs.next(), outputs.next()) {
-        (Some(o), Some(state)) => Ok((o, state)),
-        _ => Err(Error::Custom("delta_rule: lost an output".into())),
-    }
+    Ok(apply(rule, &list, [o, state]).into())
 }
 
 fn step<R: Real + Stored>(x: Operands, dims: Dims) -> Result<(Tensor, Tensor)> {

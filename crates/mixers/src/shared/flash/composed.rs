@@ -28,9 +28,9 @@ pub fn attend(
         };
         let [q, k, v] = piece.inputs.clone();
         let outputs = no_grad(|| piece.compute(&[q.detach(), k.detach(), v.detach()]))?;
-        let mut outputs = apply(piece, &[&q, &k, &v], outputs).into_iter();
-        outs.extend(outputs.next());
-        lses.extend(outputs.next());
+        let [o, lse] = apply(piece, &[&q, &k, &v], outputs);
+        outs.push(o);
+        lses.push(lse);
     }
     let join = |parts: &[Tensor], axis| match parts {
         [one] => Ok(one.clone()),
@@ -52,12 +52,14 @@ impl Function for Piece {
         "attention"
     }
     fn backward(&self, ctx: &Context, grads: &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> {
-        recompute(ctx, &self.inputs.each_ref(), grads, |x| self.compute(x))
+        recompute(ctx, &self.inputs.each_ref(), grads, |x| {
+            self.compute(x).map(Vec::from)
+        })
     }
 }
 
 impl Piece {
-    fn compute(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
+    fn compute(&self, x: &[Tensor]) -> Result<[Tensor; 2]> {
         let ([b, t, hq, d], [_, s, hkv, _]) = (x[0].dims()?, x[1].dims()?);
         let device = x[0].device();
         let (first, keys) = self.reach(t, s);
@@ -83,7 +85,7 @@ impl Piece {
         let o = scores.softmax(-1)?.matmul(&heads(&v)?)?;
         let o = o.permute(&[0, 3, 1, 2, 4])?;
         let width = o.dim(-1)?;
-        Ok(vec![o.reshape(&[b, t, hq, width])?, lse])
+        Ok([o.reshape(&[b, t, hq, width])?, lse])
     }
 
     /// Whether all sequences stand at the same place, and keys are a run of positions.

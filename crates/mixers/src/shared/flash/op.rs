@@ -188,11 +188,7 @@ pub fn attend(
         k: k.clone(),
         v: v.clone(),
     };
-    let mut outputs = apply(function, &[&q, &k, &v], outputs).into_iter();
-    match (outputs.next(), outputs.next()) {
-        (Some(o), Some(lse)) => Ok((o, lse)),
-        _ => Err(Error::config("attention", "the graph lost an output")),
-    }
+    Ok(apply(function, &[&q, &k, &v], outputs).into())
 }
 
 /// o and lse of a few queries, without gradients, at positions that the GPU holds: the launch is the same for every
@@ -240,7 +236,7 @@ fn run<R: Real + Stored>(
     sees: &Visibility,
     scale: f64,
     [q, k, v]: [&Tensor; 3],
-) -> weft_tensor::Result<Vec<Tensor>> {
+) -> weft_tensor::Result<[Tensor; 2]> {
     let shape = [dims.batch, dims.queries, dims.heads, dims.value_dim];
     let rows = [dims.batch, dims.heads, dims.queries];
     let mut out = Buffer::<R>::unwritten(shape.iter().product());
@@ -254,7 +250,7 @@ fn run<R: Real + Stored>(
         &mut out,
         &mut lse,
     );
-    Ok(vec![
+    Ok([
         Tensor::from_buffer(out, &shape)?,
         Tensor::from_buffer(lse, &rows)?,
     ])

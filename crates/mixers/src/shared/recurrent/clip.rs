@@ -19,7 +19,10 @@ impl Function for Clip {
 pub fn clip_gradient(x: &Tensor, limit: Option<f64>) -> Tensor {
     match limit {
         // The output must be a tensor of its own: its edge is the clamp.
-        Some(c) => apply(Clip(c), &[x], vec![x.detach()]).remove(0),
+        Some(c) => {
+            let [y] = apply(Clip(c), &[x], [x.detach()]);
+            y
+        }
         None => x.clone(),
     }
 }

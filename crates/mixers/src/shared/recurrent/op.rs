@@ -147,22 +147,14 @@ fn composed<C: Cell>(cell: &C, x: &Operands, how: &How) -> Result<(Tensor, Tenso
     }
     let (cell, weights) = (cell.clone(), x.weights.len());
     let (clip, lengths) = (how.clip, how.lengths.map(<[usize]>::to_vec));
-    let outputs = checkpoint(&list, move |list| {
+    let both = checkpoint(&list, move |list| {
         let how = How {
             clip,
             lengths: lengths.as_deref(),
         };
-        let (o, state) = recurrence(&cell, &Operands::from_list(list, weights)?, &how)?;
-        Ok(vec![o, state])
+        Ok(recurrence(&cell, &Operands::from_list(list, weights)?, &how)?.into())
     })?;
-    pair(outputs)
-}
-
-fn pair(outputs: Vec<Tensor>) -> Result<(Tensor, Tensor)> {
-    match <[Tensor; 2]>::try_from(outputs) {
-        Ok([o, state]) => Ok((o, state)),
-        Err(_) => Err(Error::Custom("recurrent scan: lost an output".into())),
-    }
+    Ok(both.into())
 }
 
 fn run<C: Cell, R: Real + Stored>(
@@ -189,7 +181,7 @@ fn run<C: Cell, R: Real + Stored>(
         lengths: how.lengths.map(<[usize]>::to_vec),
         starts,
     };
-    pair(apply(function, &list, vec![o, state]))
+    Ok(apply(function, &list, [o, state]).into())
 }
 
 fn in_place<C: Cell, R: Real + Stored>(

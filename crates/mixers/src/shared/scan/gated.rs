@@ -144,7 +144,8 @@ impl Call {
             h: h.clone(),
             real: std::marker::PhantomData::<R>,
         };
-        Ok(apply(function, &self.inputs.each_ref(), vec![h]).remove(0))
+        let [h] = apply(function, &self.inputs.each_ref(), [h]);
+        Ok(h)
     }
 }
 

@@ -52,7 +52,7 @@ fn fused(
     backward: impl Fn(&[Tensor], &Tensor) -> Result<Vec<Tensor>> + Send + Sync + 'static,
 ) -> Tensor {
     let kept = inputs.iter().map(|&t| t.clone()).collect();
-    apply(
+    let [output] = apply(
         Fused {
             name,
             inputs: kept,
@@ -60,7 +60,7 @@ fn fused(
             backward,
         },
         inputs,
-        vec![output],
-    )
-    .remove(0)
+        [output],
+    );
+    output
 }

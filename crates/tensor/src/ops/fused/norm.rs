@@ -2,7 +2,7 @@
 //! in f32 (f64 for f64 inputs).
 
 use super::fused;
-use crate::autograd::{Context, Function, apply, recompute};
+use crate::autograd::{Context, Function, apply};
 use crate::error::{Result, shape_error};
 use crate::storage::Storage;
 use crate::tensor::{Tensor, same_dtype};
@@ -71,9 +71,7 @@ impl Tensor {
             dims,
             eps,
         };
-        let mut outputs = apply(function, &[&x, &delta, &w], vec![sum, normed]);
-        let normed = outputs.remove(1);
-        Ok([outputs.remove(0), normed])
+        Ok(apply(function, &[&x, &delta, &w], [sum, normed]))
     }
 }
 
@@ -95,16 +93,14 @@ impl Function for AddNorm {
         let (sum, w) = (&ctx.output(0)?, &self.weight);
         let grads = [0, 1].map(|i| grads[i].clone().unwrap_or_else(|| sum.zeros_like()));
         if ctx.create_graph() {
-            // Of the sum with its history: it is a function of both that were added.
-            let g = [Some(grads[1].clone())];
-            let found = recompute(ctx, &[sum, w], &g, |x| {
-                Ok(vec![plain(&x[0], &x[1], self.eps)?])
-            })?;
-            let dx = match &found[0] {
-                Some(dx) => dx.add(&grads[0])?,
-                None => grads[0].clone(),
-            };
-            return Ok(vec![Some(dx.clone()), Some(dx), found[1].clone()]);
+            // In operations on the sum, which has its history here.
+            let [other, g] = &grads;
+            let s = scale(sum, self.eps)?;
+            let gw = g.mul(w)?;
+            let dot = gw.mul(sum)?.mean(&[-1], true)?.mul(&s.powf(3.0)?)?;
+            let dx = gw.mul(&s)?.sub(&sum.mul(&dot)?)?.add(other)?;
+            let dw = g.mul(&sum.mul(&s)?)?.sum_to(w.shape())?;
+            return Ok(vec![Some(dx.clone()), Some(dx), Some(dw)]);
         }
         let [other, g] = [grads[0].contiguous()?, grads[1].contiguous()?];
         let [dx, dw] = Storage::add_rms_norm_backward(
@@ -124,7 +120,11 @@ impl Function for AddNorm {
     }
 }
 
+/// 1 / sqrt(mean(x^2) + eps)
+fn scale(x: &Tensor, eps: f64) -> Result<Tensor> {
+    x.square()?.mean(&[-1], true)?.add_scalar(eps)?.rsqrt()
+}
+
 fn plain(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    let scale = x.square()?.mean(&[-1], true)?.add_scalar(eps)?.rsqrt()?;
-    x.mul(&scale)?.mul(weight)
+    x.mul(&scale(x, eps)?)?.mul(weight)
 }

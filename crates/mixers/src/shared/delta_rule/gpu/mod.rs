@@ -91,13 +91,7 @@ pub fn forward(x: Operands, dims: Dims, starts: Option<&Tensor>) -> Result<(Tens
         before,
         added,
     };
-    let mut outputs = apply(rule, &list, vec![done.o, done.state]).into_iter();
-    match (outputs.next(), outputs.next()) {
-        (Some(o), Some(state)) => Ok((o, state)),
-        _ => Err(weft_tensor::Error::Custom(
-            "delta_rule: lost an output".into(),
-        )),
-    }
+    Ok(apply(rule, &list, [done.o, done.state]).into())
 }
 
 /// The way back.

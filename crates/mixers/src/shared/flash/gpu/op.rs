@@ -31,11 +31,8 @@ pub fn attend(
         scale,
         inputs: inputs.clone(),
     };
-    let outputs = apply(function, &inputs.each_ref(), outputs.to_vec());
-    Ok(outputs
-        .try_into()
-        .ok()
-        .map(|[o, lse]: [Tensor; 2]| (o, lse)))
+    let outputs = apply(function, &inputs.each_ref(), outputs);
+    Ok(Some(outputs.into()))
 }
 
 /// The same for a few queries without gradients, wherever positions are kept; errors if no kernel serves such a call.
