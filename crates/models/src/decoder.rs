@@ -6,7 +6,7 @@
 
 use weft_mixers::Call;
 use weft_mixers::shared::cache_rows::tick;
-use weft_tensor::cuda::Graph;
+use weft_tensor::cuda::{Graph, Input};
 use weft_tensor::{Device, Tensor, no_grad};
 
 use crate::error::{Error, Result};
@@ -28,7 +28,7 @@ pub struct Decoder<'a> {
 
 struct Recorded {
     graph: Graph,
-    ids: Tensor,
+    ids: Input,
     logits: Tensor,
     /// The position that the state has room for, exclusively.
     room: usize,
@@ -94,7 +94,7 @@ impl<'a> Decoder<'a> {
             let call = Call::default();
             return no_grad(|| self.model.forward_last(&ids, self.state, &call));
         };
-        recorded.ids.assign(&ids)?;
+        recorded.ids.set(&ids)?;
         recorded.graph.replay()?;
         // The recording has counted its own token.
         if !std::mem::take(&mut recorded.counted) {
@@ -129,10 +129,10 @@ impl<'a> Decoder<'a> {
             tracing::debug!("decoding step by step: {e}");
             return Ok(None);
         }
-        let (own, clock) = (ids.add(&ids.zeros_like())?, clock()?);
+        let (own, clock) = (Input::new(ids)?, clock()?);
         let addresses = self.state.addresses()?;
         let recorded = Graph::record(ordinal, || {
-            run(self.model, &own, self.state, &clock)
+            run(self.model, own.tensor(), self.state, &clock)
                 .map_err(|e| weft_tensor::Error::Custom(e.to_string()))
         });
         for layer in self.state.layers_mut() {

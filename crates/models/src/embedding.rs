@@ -86,7 +86,7 @@ impl Head {
     }
 
     /// The stream [n, D] and the tokens that come next [n] i64 -> losses [n] in nats, in f32 (f64 for f64 models).
-    /// bf16 activations give bf16 logits, which on a GPU never exist all at once.
+    /// On a GPU bf16 activations give bf16 logits, which never exist all at once.
     pub fn loss(&self, x: Stream, targets: &Tensor) -> Result<Tensor> {
         let [_, normed] = x.normed(&self.norm)?;
         Ok(normed.linear_cross_entropy(&self.weight.get(), targets)?)

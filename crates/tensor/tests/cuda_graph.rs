@@ -3,16 +3,16 @@
 //!
 //! Skipped where there is no GPU; with WEFT_REQUIRE_GPU=1 that is a failure.
 
-use weft_tensor::cuda::{Graph, for_tests as gpu, memory};
+use weft_tensor::cuda::{Graph, Input, for_tests as gpu, memory};
 use weft_tensor::{DType, Result, Tensor};
 
 #[test]
 fn replays_read_inputs_anew_and_keep_their_memory() {
     let Some(d) = gpu() else { return };
     let fill = |v: f64| Tensor::full(&[1000], v, DType::F32, &d);
-    let (mut x, mut sum) = (fill(0.0), fill(0.0));
+    let (mut x, mut sum) = (Input::new(&fill(0.0)).unwrap(), fill(0.0));
     let mut step = || -> Result<Tensor> {
-        let y = x.mul_scalar(2.0)?.add_scalar(1.0)?.square()?;
+        let y = x.tensor().mul_scalar(2.0)?.add_scalar(1.0)?.square()?;
         sum.assign(&sum.add(&y)?)?;
         Ok(y)
     };
@@ -22,7 +22,7 @@ fn replays_read_inputs_anew_and_keep_their_memory() {
     sum.assign(&fill(0.0)).unwrap();
     let mut total = 0.0;
     for i in 0..5 {
-        x.assign(&fill(f64::from(i))).unwrap();
+        x.set(&fill(f64::from(i))).unwrap();
         graph.replay().unwrap();
         // Tensors made and dropped in between must not get the graph's memory.
         let noise: Vec<Tensor> = (0..20).map(|_| fill(-1.0)).collect();
@@ -57,6 +57,12 @@ fn what_the_host_does_cannot_be_recorded() {
     ] {
         assert!(text.is_some_and(|t| t.contains("record")));
     }
+    // Elements that the recorded work would not see.
+    let mut input = Input::new(&x).unwrap();
+    let held = input.tensor().clone();
+    let text = input.set(&x).unwrap_err().to_string();
+    assert!(text.contains("held"), "{text}");
+    drop(held);
     // The stream is as it was.
     assert_eq!(x.add_scalar(1.0).unwrap().to_f64_vec().unwrap(), [2.0; 4]);
 }

@@ -11,8 +11,10 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use super::context::{Context, check, context, device_error};
+use super::launch::address;
 use super::memory::Recording;
 use crate::error::Result;
+use crate::tensor::Tensor;
 
 const OP: &str = "graph";
 
@@ -46,16 +48,22 @@ impl Graph {
         // SAFETY: ends what was begun; a failed recording gives no graph.
         let ended = check(OP, unsafe { sys::cuStreamEndCapture(c.stream, &mut graph) });
         c.stop_recording();
-        let result = result?;
-        ended?;
         let mut executable = std::ptr::null_mut();
-        // SAFETY: the graph is whole; it is not needed once it is made executable.
+        // SAFETY: a graph that is not null is whole; it is not needed once it is made executable or turns out useless.
         let made = unsafe {
-            let made = sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0);
-            sys::cuGraphDestroy(graph);
+            let made = match &result {
+                Ok(_) if !graph.is_null() => {
+                    sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0)
+                }
+                _ => sys::CUresult::CUDA_SUCCESS,
+            };
+            if !graph.is_null() {
+                sys::cuGraphDestroy(graph);
+            }
             made
         };
-        check(OP, made)?;
+        let result = result?;
+        ended.and_then(|()| check(OP, made))?;
         let graph = Graph {
             context: c,
             executable,
@@ -76,6 +84,39 @@ impl Graph {
     /// Bytes that belong to the graph.
     pub fn bytes(&self) -> usize {
         self.memory.bytes()
+    }
+}
+
+/// A tensor that recorded work reads, with elements that change from replay to replay.
+pub struct Input {
+    tensor: Tensor,
+    address: u64,
+}
+
+impl Input {
+    /// A copy of a tensor on a GPU, to be read by what is recorded next.
+    pub fn new(x: &Tensor) -> Result<Input> {
+        let mut tensor = x.zeros_like();
+        tensor.assign(&x.detach())?;
+        let address = address(&tensor)?;
+        Ok(Input { tensor, address })
+    }
+
+    /// What the work to be recorded reads.
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// New elements for the next replay.
+    ///
+    /// # Errors
+    /// For another shape or dtype, and if the recorded work still holds the tensor: then they would land elsewhere.
+    pub fn set(&mut self, x: &Tensor) -> Result<()> {
+        self.tensor.assign(x)?;
+        match address(&self.tensor)? == self.address {
+            true => Ok(()),
+            false => device_error(OP, "an input of recorded work is held by somebody else"),
+        }
     }
 }
 

@@ -30,7 +30,7 @@ mod transfer;
 mod walk;
 
 pub use context::{Context, context, count, driver_version, ready};
-pub use graph::Graph;
+pub use graph::{Graph, Input};
 pub use launch::{Launch, address};
 pub use modules::Grid;
 pub use profile::{Line, profile};

@@ -23,15 +23,17 @@ use crate::layout::{Layout, broadcast};
 use crate::storage::{CpuStorage, Storage, devices_differ};
 use crate::tensor::{Tensor, need_float};
 
-/// Inputs of an expression, its derivative's gradients included.
+/// Operands of a pass; a derivative's gradients are among them.
 const MOST_INPUTS: usize = 8;
 
 impl Tensor {
     /// The expression `f` of inputs that broadcast, of any float dtypes, computed in f32 (in f64 if an input is f64) and
-    /// rounded once to `dtype`. Differentiable to any order.
+    /// rounded once to `dtype`. Differentiable: the derivative is an expression like every other.
     ///
     /// # Errors
-    /// For inputs that are not of a float dtype, do not broadcast or live on different devices, and for more than five.
+    /// For inputs that are not of a float dtype, do not broadcast or live on different devices. One pass takes 8 operands, and a
+    /// derivative takes those of its expression and a gradient for each output: 7 inputs have a gradient, 3 have one of
+    /// second order.
     pub fn fused(
         name: &'static str,
         inputs: &[&Tensor],

@@ -6,7 +6,7 @@
 //! A recording holds on to all memory of a step, so it is made only where that is a small part of the GPU's; there the
 //! GPU is not what the host waits for.
 
-use weft_tensor::cuda::{self, Graph, memory};
+use weft_tensor::cuda::{self, Graph, Input, memory};
 use weft_tensor::{Device, Tensor};
 
 use super::Task;
@@ -27,7 +27,7 @@ pub(super) struct Recorder {
 
 struct Recorded {
     graph: Graph,
-    ids: Tensor,
+    batch: Input,
     mean: Tensor,
     grads: Grads,
     /// Where the parameters were.
@@ -43,11 +43,12 @@ impl Recorder {
         let Some(r) = &mut self.recorded else {
             return Ok(None);
         };
-        if r.ids.shape() != batch.shape() || addresses(task)? != r.parameters {
+        let device = r.batch.tensor().device();
+        if r.batch.tensor().shape() != batch.shape() || addresses(task)? != r.parameters {
             self.recorded = None;
             return Ok(None);
         }
-        r.ids.assign(&batch.to_device(&r.ids.device())?)?;
+        r.batch.set(&batch.to_device(&device)?)?;
         r.graph.replay()?;
         Ok(Some((r.mean.clone(), r.grads.clone())))
     }
@@ -75,14 +76,14 @@ fn record(task: &dyn Task, batch: &Tensor) -> Result<Option<Recorded>> {
     }
     // The recording gets memory of its own; what steps have used so far would stay idle beside it.
     memory::trim(ordinal)?;
-    let ids = batch.to_device(&Device::Cuda(ordinal))?;
+    let batch = Input::new(&batch.to_device(&Device::Cuda(ordinal))?)?;
     let parameters = addresses(task)?;
     let (graph, (mean, grads)) = Graph::record(ordinal, || {
-        outcome(task, &ids).map_err(|e| weft_tensor::Error::Custom(e.to_string()))
+        outcome(task, batch.tensor()).map_err(|e| weft_tensor::Error::Custom(e.to_string()))
     })?;
     Ok(Some(Recorded {
         graph,
-        ids,
+        batch,
         mean,
         grads,
         parameters,

@@ -10,7 +10,8 @@ impl Tensor {
     /// `self.linear(weight).cross_entropy(targets)`: x [n, d], weight [classes, d], targets [n] i64 -> [n] losses in nats.
     ///
     /// On a GPU, for x in bf16 and a weight in bf16 or f32 (rounded to bf16 for the products, its gradient f32), logits
-    /// exist for a piece of the rows at a time and are made again on the way back. Elsewhere it is that composition.
+    /// exist for a piece of the rows at a time and are made again on the way back. Elsewhere it is that composition, with a
+    /// bf16 x widened to the dtype of a wider weight.
     pub fn linear_cross_entropy(&self, weight: &Tensor, targets: &Tensor) -> Result<Tensor> {
         let fits = self.rank() == 2
             && weight.rank() == 2
@@ -19,7 +20,12 @@ impl Tensor {
             && self.count() * weight.count() > 0;
         let on_gpu = self.device() != Device::Cpu && self.dtype() == DType::BF16;
         if !on_gpu || !fits || targets.dtype() != DType::I64 {
-            return self.linear(weight, None)?.cross_entropy(targets);
+            // Under f32 weights a bf16 x is widened: there is no fast product to be had for rounded logits.
+            let x = match weight.dtype() {
+                DType::BF16 => self.clone(),
+                wide => self.to_dtype(wide)?,
+            };
+            return x.linear(weight, None)?.cross_entropy(targets);
         }
         let stored = weight.dtype();
         let (x, t) = (self.contiguous()?, targets.contiguous()?);
