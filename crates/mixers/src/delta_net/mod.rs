@@ -23,9 +23,10 @@ use crate::mixer::Mixer;
 use crate::params::Scope;
 use crate::registry::{Entry, Options};
 use crate::shared::delta_rule::layer::{
-    DeltaLayer, FORMS, Heads, OutputGate, Projected, Projection, Projections, separate_qkv,
+    DeltaLayer, FORMS, Heads, OutputGate, Projected, Projections, separate_qkv,
 };
 use crate::shared::norm::RmsNorm;
+use crate::shared::projection::Projection;
 
 /// Its line in the registry.
 pub static ENTRY: Entry = Entry {

@@ -21,12 +21,12 @@ use crate::error::Result;
 use crate::mixer::Mixer;
 use crate::params::Scope;
 use crate::registry::{Entry, Options};
-use crate::shared::delta_rule::conv::ShortConv;
+use crate::shared::conv::ShortConv;
 use crate::shared::delta_rule::layer::{
-    Decay, DeltaLayer, FORMS, Heads, OutputGate, Projected, Projection, Projections, Rate,
-    separate_qkv, split_heads,
+    Decay, DeltaLayer, FORMS, Heads, OutputGate, Projected, Projections, Rate, separate_qkv,
 };
 use crate::shared::norm::RmsNorm;
+use crate::shared::projection::{Projection, split_heads};
 
 /// Its line in the registry.
 pub static ENTRY: Entry = Entry {

@@ -23,10 +23,10 @@ use crate::mixer::Mixer;
 use crate::params::Scope;
 use crate::registry::{Entry, Options};
 use crate::shared::delta_rule::layer::{
-    Decay, DeltaLayer, FORMS, Heads, OutputGate, Projected, Projection, Projections, Rate,
-    separate_qkv,
+    Decay, DeltaLayer, FORMS, Heads, OutputGate, Projected, Projections, Rate, separate_qkv,
 };
 use crate::shared::norm::RmsNorm;
+use crate::shared::projection::Projection;
 
 /// Its line in the registry.
 pub static ENTRY: Entry = Entry {

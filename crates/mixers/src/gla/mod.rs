@@ -20,14 +20,14 @@ use weft_tensor::Tensor;
 
 use crate::error::{Error, Result};
 use crate::mixer::{Call, Mixer};
-use crate::params::{Linear, Scope};
+use crate::params::Scope;
 use crate::registry::{Entry, Options};
 use crate::shared::MAX_CHANNELS;
+use crate::shared::decayed::gated::GatedHeads;
 use crate::shared::decayed::layer::{
     DecayedLayer, FORMS, Heads, Part, Projected, head_width, most_heads,
 };
-use crate::shared::delta_rule::layer::{LINEAR_INIT, Projection, split_heads};
-use crate::shared::norm::RmsNorm;
+use crate::shared::projection::Projection;
 use crate::state::{State, state_dtype};
 
 /// Its line in the registry.
@@ -105,23 +105,10 @@ fn build(options: &Options, scope: &mut Scope) -> Result<Box<dyn Mixer>> {
     }
     let gate = ["gk_proj.0", "gk_proj.1"];
     let decay = Projection::low_rank(scope, gate, [d, rank, heads.keys()], true)?;
-    let mut linear = |name, input, output| scope.linear(name, input, output, false, LINEAR_INIT);
     let part = Gated {
-        heads,
+        gated: GatedHeads::new(scope, d, heads, c.norm_eps)?,
         normalizer: c.gate_logit_normalizer,
         decay,
-        q_proj: linear("q_proj", d, heads.keys())?,
-        k_proj: linear("k_proj", d, heads.keys())?,
-        v_proj: linear("v_proj", d, heads.values())?,
-        g_proj: linear("g_proj", d, heads.values())?,
-        o_proj: linear("o_proj", heads.values(), d)?,
-        norm: RmsNorm::new(
-            scope,
-            "g_norm_swish_gate",
-            heads.value_dim,
-            c.norm_eps,
-            false,
-        )?,
     };
     Ok(Box::new(DecayedLayer {
         name,
@@ -133,49 +120,35 @@ fn build(options: &Options, scope: &mut Scope) -> Result<Box<dyn Mixer>> {
 }
 
 struct Gated {
-    heads: Heads,
+    gated: GatedHeads,
     normalizer: f64,
     decay: Projection,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    g_proj: Linear,
-    o_proj: Linear,
-    norm: RmsNorm,
 }
 
 impl Part for Gated {
     fn project(&self, x: &Tensor, _: &State, _: &Call) -> Result<Projected> {
-        let h = self.heads.heads;
-        let logits = self.decay.heads(x, h)?.to_dtype(state_dtype(x.dtype()))?;
+        let logits = self.decay.heads(x, self.gated.heads.heads)?;
+        let logits = logits.to_dtype(state_dtype(x.dtype()))?;
+        let [q, k, v] = self.gated.qkv(x)?;
         Ok(Projected {
-            q: split_heads(&self.q_proj.forward(x)?, h)?,
-            k: split_heads(&self.k_proj.forward(x)?, h)?,
-            v: split_heads(&self.v_proj.forward(x)?, h)?,
+            q,
+            k,
+            v,
             decay: logits.log_sigmoid()?.mul_scalar(1.0 / self.normalizer)?,
-            rest: vec![self.g_proj.forward(x)?],
+            rest: vec![self.gated.gate(x)?],
             state: vec![],
         })
     }
 
     fn output(&self, o: &Tensor, rest: &[Tensor]) -> Result<Tensor> {
-        let gate = rest[0].reshape(o.shape())?;
-        let y = gate.silu_mul(&self.norm.forward(o)?)?;
-        self.o_proj.forward(&y.flatten(2, 3)?)
+        self.gated.output(o, &rest[0])
     }
 
     fn scale(&self) -> f64 {
-        (self.heads.key_dim as f64).powf(-0.5)
+        self.gated.scale()
     }
 
     fn cost(&self) -> usize {
-        let parts = [
-            &self.q_proj,
-            &self.k_proj,
-            &self.v_proj,
-            &self.g_proj,
-            &self.o_proj,
-        ];
-        self.decay.cost() + parts.into_iter().map(Linear::cost).sum::<usize>()
+        self.decay.cost() + self.gated.cost()
     }
 }

@@ -21,9 +21,9 @@ use crate::mixer::{Call, Form, Mixer};
 use crate::params::{Linear, Scope};
 use crate::registry::{Entry, Options};
 use crate::shared::MAX_CHANNELS;
-use crate::shared::delta_rule::layer::LINEAR_INIT;
 use crate::shared::lower_bound::{Bound, ForgetGate};
 use crate::shared::norm::RmsNorm;
+use crate::shared::projection::LINEAR_INIT;
 use crate::shared::scan::{self, Gated, fold, gated};
 use crate::state::{State, state_dtype};
 

@@ -24,9 +24,9 @@ use crate::mixer::{Call, Mixer};
 use crate::params::{Linear, Scope};
 use crate::registry::{Entry, Options};
 use crate::shared::decayed::layer::{DecayedLayer, FORMS, Heads, Part, Projected, head_width};
-use crate::shared::delta_rule::layer::{LINEAR_INIT, split_heads};
 use crate::shared::lower_bound::{Bound, ForgetGate};
 use crate::shared::norm::RmsNorm;
+use crate::shared::projection::{LINEAR_INIT, split_heads};
 use crate::state::State;
 
 /// Its line in the registry.

@@ -29,8 +29,8 @@ use crate::registry::{Entry, Options};
 use crate::shared::decayed::layer::{
     DecayedLayer, FORMS, Heads, Part, Projected, fixed_decay, head_width, most_heads,
 };
-use crate::shared::delta_rule::layer::split_heads;
 use crate::shared::norm::simple_rms;
+use crate::shared::projection::split_heads;
 use crate::state::State;
 use lrpe::Lrpe;
 

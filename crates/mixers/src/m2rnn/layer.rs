@@ -11,9 +11,10 @@ use crate::mixer::{Call, Form, Mixer};
 use crate::params::{Init, Linear, Param, Scope};
 use crate::registry::{Entry, Options};
 use crate::shared::MAX_CHANNELS;
-use crate::shared::delta_rule::conv::ShortConv;
-use crate::shared::delta_rule::layer::{Decay, LINEAR_INIT, Rate, split_heads};
+use crate::shared::conv::ShortConv;
+use crate::shared::delta_rule::layer::{Decay, Rate};
 use crate::shared::norm::RmsNorm;
+use crate::shared::projection::{LINEAR_INIT, split_heads};
 use crate::state::{State, state_dtype};
 
 const NAME: &str = "m2rnn";

@@ -24,10 +24,10 @@ use crate::mixer::{Call, Mixer};
 use crate::params::{Init, Linear, Param, Scope};
 use crate::registry::{Entry, Options};
 use crate::shared::MAX_CHANNELS;
+use crate::shared::conv::ShortConv;
 use crate::shared::decayed::layer::{DecayedLayer, FORMS, Heads, Part, Projected};
-use crate::shared::delta_rule::conv::ShortConv;
-use crate::shared::delta_rule::layer::TIME_STEP;
 use crate::shared::norm::simple_rms;
+use crate::shared::projection::TIME_STEP;
 use crate::state::{State, state_dtype};
 
 /// Its line in the registry.

@@ -26,8 +26,8 @@ use crate::params::{Init, Linear, Param, Scope};
 use crate::registry::{Entry, Options};
 use crate::shared::decayed::CHUNK;
 use crate::shared::decayed::layer::{FORMS, Heads};
-use crate::shared::delta_rule::layer::TIME_STEP;
 use crate::shared::norm::RmsNorm;
+use crate::shared::projection::TIME_STEP;
 use crate::state::{State, state_dtype};
 
 const NAME: &str = "mamba3";

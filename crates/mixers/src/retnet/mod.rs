@@ -19,13 +19,12 @@ use weft_tensor::Tensor;
 
 use crate::error::{Error, Result};
 use crate::mixer::{Call, Mixer};
-use crate::params::{Linear, Scope};
+use crate::params::Scope;
 use crate::registry::{Entry, Options};
+use crate::shared::decayed::gated::GatedHeads;
 use crate::shared::decayed::layer::{
     DecayedLayer, FORMS, Heads, Part, Projected, fixed_decay, head_width, most_heads,
 };
-use crate::shared::delta_rule::layer::{LINEAR_INIT, split_heads};
-use crate::shared::norm::RmsNorm;
 use crate::shared::rope::{Layout, Rotary};
 use crate::state::State;
 
@@ -101,21 +100,8 @@ fn build(options: &Options, scope: &mut Scope) -> Result<Box<dyn Mixer>> {
     let rates: Vec<f64> = (0..count)
         .map(|h| (-(-5.0 - h as f64).exp2()).ln_1p())
         .collect();
-    let mut linear = |name, input, output| scope.linear(name, input, output, false, LINEAR_INIT);
     let part = Retention {
-        heads,
-        q_proj: linear("q_proj", d, heads.keys())?,
-        k_proj: linear("k_proj", d, heads.keys())?,
-        v_proj: linear("v_proj", d, heads.values())?,
-        g_proj: linear("g_proj", d, heads.values())?,
-        o_proj: linear("o_proj", heads.values(), d)?,
-        norm: RmsNorm::new(
-            scope,
-            "g_norm_swish_gate",
-            heads.value_dim,
-            c.norm_eps,
-            false,
-        )?,
+        gated: GatedHeads::new(scope, d, heads, c.norm_eps)?,
         rotary: Rotary::new(heads.key_dim, c.rope_theta, Layout::Half),
         decay: Tensor::from_vec(rates, &[count], &device)?,
     };
@@ -129,13 +115,7 @@ fn build(options: &Options, scope: &mut Scope) -> Result<Box<dyn Mixer>> {
 }
 
 struct Retention {
-    heads: Heads,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    g_proj: Linear,
-    o_proj: Linear,
-    norm: RmsNorm,
+    gated: GatedHeads,
     rotary: Rotary,
     /// ln gamma [H].
     decay: Tensor,
@@ -143,40 +123,28 @@ struct Retention {
 
 impl Part for Retention {
     fn project(&self, x: &Tensor, state: &State, _: &Call) -> Result<Projected> {
-        let h = self.heads.heads;
-        let q = split_heads(&self.q_proj.forward(x)?, h)?;
-        let k = split_heads(&self.k_proj.forward(x)?, h)?;
-        let table = self
-            .rotary
-            .table(state.positions(), state.clock(), x.dim(1)?, &q)?;
+        let [q, k, v] = self.gated.qkv(x)?;
+        let (positions, clock) = (state.positions(), state.clock());
+        let table = self.rotary.table(positions, clock, x.dim(1)?, &q)?;
         Ok(Projected {
             q: table.rotate(&q)?,
             k: table.rotate(&k)?,
-            v: split_heads(&self.v_proj.forward(x)?, h)?,
+            v,
             decay: fixed_decay(&self.decay, x)?,
-            rest: vec![self.g_proj.forward(x)?],
+            rest: vec![self.gated.gate(x)?],
             state: vec![],
         })
     }
 
     fn output(&self, o: &Tensor, rest: &[Tensor]) -> Result<Tensor> {
-        let gate = rest[0].reshape(o.shape())?;
-        let y = gate.silu_mul(&self.norm.forward(o)?)?;
-        self.o_proj.forward(&y.flatten(2, 3)?)
+        self.gated.output(o, &rest[0])
     }
 
     fn scale(&self) -> f64 {
-        (self.heads.key_dim as f64).powf(-0.5)
+        self.gated.scale()
     }
 
     fn cost(&self) -> usize {
-        let parts = [
-            &self.q_proj,
-            &self.k_proj,
-            &self.v_proj,
-            &self.g_proj,
-            &self.o_proj,
-        ];
-        parts.into_iter().map(Linear::cost).sum()
+        self.gated.cost()
     }
 }

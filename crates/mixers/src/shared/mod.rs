@@ -2,12 +2,14 @@
 
 mod blocks;
 pub mod cache_rows;
+pub mod conv;
 pub mod decayed;
 pub mod delta_rule;
 pub mod flash;
 pub mod heads;
 pub mod lower_bound;
 pub mod norm;
+pub mod projection;
 pub mod recurrent;
 pub mod rope;
 pub(crate) mod rope_gpu;

@@ -30,6 +30,7 @@
 mod backward;
 mod chunk;
 mod composed;
+pub mod gated;
 #[cfg(test)]
 mod golden_tests;
 pub mod layer;

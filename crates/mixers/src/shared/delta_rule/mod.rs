@@ -37,7 +37,6 @@
 mod backward;
 mod chunk;
 pub(super) mod composed;
-pub mod conv;
 pub mod decay;
 #[cfg(test)]
 pub(crate) mod golden_layer;
