@@ -28,6 +28,8 @@ mod data;
 mod model;
 mod node;
 mod section;
+#[cfg(test)]
+mod settings_tests;
 mod study;
 mod task;
 #[cfg(test)]
