@@ -1,7 +1,7 @@
 //! The contract of a sequence mixer: a causal map x [B, T, D] -> y [B, T, D] with a [`State`]. Training,
 //! prefill and decoding are the same call with different T; a mixer picks the form that is fastest for it.
 
-use weft_tensor::{DType, Tensor};
+use weft_tensor::{DType, Tensor, grad_enabled};
 
 use crate::error::{Error, Result};
 use crate::padding;
@@ -103,6 +103,25 @@ impl Call<'_> {
             mask = mask.unsqueeze(-1)?;
         }
         Ok(mask.where_cond(x, &Tensor::zeros(&[], x.dtype(), &x.device()))?)
+    }
+
+    /// The form to take for a number of tokens: the one that is forced, else what the mixer plans.
+    ///
+    /// # Errors
+    /// For a step of several tokens or under gradients, and for chunks of 0 tokens.
+    pub fn form_of(&self, mixer: &dyn Mixer, tokens: usize) -> Result<Form> {
+        let training = grad_enabled();
+        let form = self.form.unwrap_or_else(|| mixer.plan(tokens, training).0);
+        if form == Form::Step && (tokens != 1 || training) {
+            let detail = format!(
+                "the step form takes one token and gives no gradients; {tokens} tokens given"
+            );
+            return Err(Error::config(mixer.name(), detail));
+        }
+        if self.chunk == Some(0) {
+            return Err(Error::config(mixer.name(), "a chunk of 0 tokens"));
+        }
+        Ok(form)
     }
 
     /// Tokens to count as seen in each row.

@@ -211,6 +211,25 @@ impl State {
         Ok(())
     }
 
+    /// [`State::expect`], and that tensors of these names have these shapes.
+    pub fn expect_shapes<'a>(
+        &self,
+        mixer: &str,
+        batch: usize,
+        shapes: impl IntoIterator<Item = (&'a str, Vec<usize>)>,
+    ) -> Result<()> {
+        self.expect(mixer, batch)?;
+        for (name, shape) in shapes {
+            let found = self.get(name)?.shape();
+            if found != shape {
+                let detail =
+                    format!("its {name:?} has shape {found:?}, this layer needs {shape:?}");
+                return Err(Error::state(mixer, detail));
+            }
+        }
+        Ok(())
+    }
+
     /// Write to a file (see [`State::load`]); `owner` says what it belongs to, e.g. a fingerprint of the config.
     pub fn save(&self, path: &Path, owner: &str) -> Result<()> {
         state_file::save(path, owner, &[self])

@@ -14,7 +14,7 @@ mod tests;
 
 use serde::Deserialize;
 use serde_json::json;
-use weft_tensor::{DType, Device, Tensor, grad_enabled};
+use weft_tensor::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::mixer::{Call, Form, Mixer};
@@ -107,16 +107,6 @@ impl Hgrn {
             norm: RmsNorm::new(scope, "g_norm", channels, c.norm_eps, false)?,
         })
     }
-
-    fn expect(&self, state: &State, batch: usize) -> Result<()> {
-        state.expect(NAME, batch)?;
-        let (found, shape) = (state.get("state")?.shape(), [batch, self.channels]);
-        if found != shape {
-            let detail = format!("its \"state\" has shape {found:?}, this layer needs {shape:?}");
-            return Err(Error::state(NAME, detail));
-        }
-        Ok(())
-    }
 }
 
 impl Mixer for Hgrn {
@@ -126,13 +116,8 @@ impl Mixer for Hgrn {
 
     fn forward(&self, x: &Tensor, state: &mut State, call: &Call) -> Result<Tensor> {
         let (x, b, t) = call.open(NAME, x, self.d_model)?;
-        self.expect(state, b)?;
-        let form = call.form.unwrap_or_else(|| self.plan(t, grad_enabled()).0);
-        if form == Form::Step && (t != 1 || grad_enabled()) {
-            let detail =
-                format!("the step form takes one token and gives no gradients; {t} tokens given");
-            return Err(Error::config(NAME, detail));
-        }
+        state.expect_shapes(NAME, b, [("state", vec![b, self.channels])])?;
+        let form = call.form_of(self, t)?;
         let (g, open) = self.gate.forward(&self.f_proj.forward(&x)?)?;
         let input = self
             .i_proj

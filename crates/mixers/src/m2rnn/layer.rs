@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 use serde_json::json;
-use weft_tensor::{DType, Device, Tensor, grad_enabled};
+use weft_tensor::{DType, Device, Tensor};
 
 use super::op::{Clip, Operands, m2rnn, m2rnn_step, recurrence};
 use crate::error::{Error, Result};
@@ -258,19 +258,6 @@ impl M2Rnn {
         std::iter::once(state).chain(conv).collect()
     }
 
-    fn expect(&self, state: &State, batch: usize) -> Result<()> {
-        state.expect(NAME, batch)?;
-        for (name, shape) in self.state_shapes(batch) {
-            let found = state.get(name)?.shape();
-            if found != shape {
-                let detail =
-                    format!("its {name:?} has shape {found:?}, this layer needs {shape:?}");
-                return Err(Error::state(NAME, detail));
-            }
-        }
-        Ok(())
-    }
-
     /// o + D v [B, T, N, V] of projected q, k, v [B, T, width] and gate logits [B, T, N]; moves the state on.
     fn mix(
         &self,
@@ -331,13 +318,8 @@ impl Mixer for M2Rnn {
 
     fn forward(&self, x: &Tensor, state: &mut State, call: &Call) -> Result<Tensor> {
         let (x, b, t) = call.open(NAME, x, self.s.d_model)?;
-        self.expect(state, b)?;
-        let form = call.form.unwrap_or_else(|| self.plan(t, grad_enabled()).0);
-        if form == Form::Step && (t != 1 || grad_enabled()) {
-            let detail =
-                format!("the step form takes one token and gives no gradients; {t} tokens given");
-            return Err(Error::config(NAME, detail));
-        }
+        state.expect_shapes(NAME, b, self.state_shapes(b))?;
+        let form = call.form_of(self, t)?;
         let s = &self.s;
         let parts = self
             .input

@@ -18,7 +18,7 @@ mod tests;
 
 use serde::Deserialize;
 use serde_json::json;
-use weft_tensor::{DType, Device, Tensor, grad_enabled};
+use weft_tensor::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::mixer::{Call, Form, Mixer};
@@ -196,19 +196,6 @@ impl Mamba3 {
         ]
     }
 
-    fn expect(&self, state: &State, batch: usize) -> Result<()> {
-        state.expect(NAME, batch)?;
-        for (name, shape, _) in self.state_parts(batch, DType::F32) {
-            let found = state.get(name)?.shape();
-            if found != shape {
-                let detail =
-                    format!("its {name:?} has shape {found:?}, this layer needs {shape:?}");
-                return Err(Error::state(NAME, detail));
-            }
-        }
-        Ok(())
-    }
-
     /// B or C [B, T, R G N] normalised, for each head, biased: [B, T, R, H, N].
     fn keys(&self, x: &Tensor, norm: &RmsNorm, bias: &Param, dtype: DType) -> Result<Tensor> {
         let (h, [b, t, _]) = (&self.heads, x.dims()?);
@@ -268,16 +255,9 @@ impl Mixer for Mamba3 {
 
     fn forward(&self, u: &Tensor, state: &mut State, call: &Call) -> Result<Tensor> {
         let (u, b, t) = call.open(NAME, u, self.d_model)?;
-        self.expect(state, b)?;
-        let form = call.form.unwrap_or_else(|| self.plan(t, grad_enabled()).0);
-        if form == Form::Step && (t != 1 || grad_enabled()) {
-            let detail =
-                format!("the step form takes one token and gives no gradients; {t} tokens given");
-            return Err(Error::config(NAME, detail));
-        }
-        if call.chunk == Some(0) {
-            return Err(Error::config(NAME, "a chunk of 0 tokens"));
-        }
+        let parts = self.state_parts(b, DType::F32).into_iter();
+        state.expect_shapes(NAME, b, parts.map(|(name, shape, _)| (name, shape)))?;
+        let form = call.form_of(self, t)?;
         let (h, dtype) = (&self.heads, state_dtype(u.dtype()));
         let (inner, keys, heads) = (h.values(), self.rank * h.keys(), h.value_heads);
         let widths = [inner, inner, keys, keys, heads, heads, heads, self.pairs];

@@ -11,7 +11,7 @@
 //! `out_proj`.
 
 use serde::Deserialize;
-use weft_tensor::{DType, Device, Tensor, grad_enabled};
+use weft_tensor::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::mixer::{Call, Form, Mixer};
@@ -228,18 +228,8 @@ impl<C: Cell> Mixer for Layer<C> {
 
     fn forward(&self, x: &Tensor, state: &mut State, call: &Call) -> Result<Tensor> {
         let (x, b, t) = call.open(self.name, x, self.d_model)?;
-        state.expect(self.name, b)?;
-        let (found, shape) = (state.get("state")?.shape(), self.shape(b));
-        if found != shape {
-            let detail = format!("its \"state\" has shape {found:?}, this layer needs {shape:?}");
-            return Err(Error::state(self.name, detail));
-        }
-        let form = call.form.unwrap_or_else(|| self.plan(t, grad_enabled()).0);
-        if form == Form::Step && (t != 1 || grad_enabled()) {
-            let detail =
-                format!("the step form takes one token and gives no gradients; {t} tokens given");
-            return Err(Error::config(self.name, detail));
-        }
+        state.expect_shapes(self.name, b, [("state", self.shape(b).to_vec())])?;
+        let form = call.form_of(self, t)?;
         let how = How {
             clip: self.clip,
             lengths: call.lengths,

@@ -1,7 +1,7 @@
 //! The layer around the recurrence, the same in all mixers that it serves. A mixer brings its [`Part`]: what makes
 //! q, k, v and the decays of x, and what makes y of the outputs.
 
-use weft_tensor::{DType, Device, Tensor, grad_enabled};
+use weft_tensor::{DType, Device, Tensor};
 
 use super::{CHUNK, Operands, decayed, decayed_step, recurrence};
 use crate::error::{Error, Result};
@@ -147,20 +147,6 @@ impl DecayedLayer {
         let more = more.map(|(name, shape)| (name, [&[batch][..], &shape].concat()));
         [("state", matrix)].into_iter().chain(more).collect()
     }
-
-    /// Refuse a state that is not this layer's before anything is changed.
-    fn expect(&self, state: &State, batch: usize) -> Result<()> {
-        state.expect(self.name, batch)?;
-        for (name, shape) in self.state_shapes(batch) {
-            let found = state.get(name)?.shape();
-            if found != shape {
-                let detail =
-                    format!("its {name:?} has shape {found:?}, this layer needs {shape:?}");
-                return Err(Error::state(self.name, detail));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Mixer for DecayedLayer {
@@ -170,16 +156,8 @@ impl Mixer for DecayedLayer {
 
     fn forward(&self, x: &Tensor, state: &mut State, call: &Call) -> Result<Tensor> {
         let (x, b, t) = call.open(self.name, x, self.d_model)?;
-        self.expect(state, b)?;
-        let form = call.form.unwrap_or_else(|| self.plan(t, grad_enabled()).0);
-        if form == Form::Step && (t != 1 || grad_enabled()) {
-            let detail =
-                format!("the step form takes one token and gives no gradients; {t} tokens given");
-            return Err(Error::config(self.name, detail));
-        }
-        if call.chunk == Some(0) {
-            return Err(Error::config(self.name, "a chunk of 0 tokens"));
-        }
+        state.expect_shapes(self.name, b, self.state_shapes(b))?;
+        let form = call.form_of(self, t)?;
         let p = self.part.project(&x, state, call)?;
         // The only owner of a state may change it in place.
         let before = match form {

@@ -11,7 +11,7 @@
 //! g, b, w and the state are f32 (f64 for f64 activations). A mixer brings its [`Projections`]: what they are
 //! called, how they are laid out and how fine its gates are.
 
-use weft_tensor::{DType, Device, Tensor, grad_enabled};
+use weft_tensor::{DType, Device, Tensor};
 
 use super::decay::{log_decay, spread};
 use super::gpu::{self, layer_step};
@@ -248,20 +248,6 @@ impl DeltaLayer {
         ]
     }
 
-    /// Refuse a state that is not this layer's before anything is changed.
-    fn expect(&self, state: &State, batch: usize) -> Result<()> {
-        state.expect(self.name, batch)?;
-        for (name, shape) in self.state_shapes(batch) {
-            let found = state.get(name)?.shape();
-            if found != shape {
-                let detail =
-                    format!("its {name:?} has shape {found:?}, this layer needs {shape:?}");
-                return Err(Error::state(self.name, detail));
-            }
-        }
-        Ok(())
-    }
-
     /// o [B, T, HV, V] normalised and gated [B, T, HV V].
     fn gated(&self, o: &Tensor, p: &Projected) -> Result<Tensor> {
         let o = self.norm.forward(o)?;
@@ -324,16 +310,8 @@ impl Mixer for DeltaLayer {
 
     fn forward(&self, x: &Tensor, state: &mut State, call: &Call) -> Result<Tensor> {
         let (x, b, t) = call.open(self.name, x, self.d_model)?;
-        self.expect(state, b)?;
-        let form = call.form.unwrap_or_else(|| self.plan(t, grad_enabled()).0);
-        if form == Form::Step && (t != 1 || grad_enabled()) {
-            let detail =
-                format!("the step form takes one token and gives no gradients; {t} tokens given");
-            return Err(Error::config(self.name, detail));
-        }
-        if call.chunk == Some(0) {
-            return Err(Error::config(self.name, "a chunk of 0 tokens"));
-        }
+        state.expect_shapes(self.name, b, self.state_shapes(b))?;
+        let form = call.form_of(self, t)?;
         let p = self.projections.project(&x)?;
         let y = match form == Form::Step && call.lengths.is_none() {
             true if layer_step::takes(self, &p, state)? => layer_step::step(self, &p, state)?,
