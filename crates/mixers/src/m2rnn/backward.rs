@@ -14,8 +14,8 @@ use weft_tensor::{Buffer, Real, cpu::simd::vectorize};
 
 use super::forward::{ROWS, Scratch, four, lanes_of, read, row};
 use super::{Dims, Inputs, SEGMENT, Unit};
-use crate::shared::delta_rule::rows_by_unit;
 use crate::shared::recurrent::product::{LANES, Lane, four_rows, one_row, sum_lane};
+use crate::shared::rows::rows_by_unit;
 
 /// Gradients of everything that the recurrence reads, laid out like it.
 pub(super) struct Gradients<R: Real> {

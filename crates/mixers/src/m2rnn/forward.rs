@@ -5,8 +5,8 @@ use rayon::prelude::*;
 use weft_tensor::{Buffer, Real, cpu::simd::vectorize};
 
 use super::{Dims, Inputs, SEGMENT, Unit};
-use crate::shared::delta_rule::rows_by_unit;
 use crate::shared::recurrent::product::{LANES, Lane, four_rows, one_row};
+use crate::shared::rows::rows_by_unit;
 
 /// Multiply-adds of a whole call below which starting threads costs more than the work.
 const PARALLEL: usize = 1 << 16;

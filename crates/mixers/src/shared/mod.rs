@@ -13,6 +13,7 @@ pub mod projection;
 pub mod recurrent;
 pub mod rope;
 pub(crate) mod rope_gpu;
+pub(crate) mod rows;
 pub mod scan;
 
 /// Channels of all heads that a layer may have: more is a slip of the finger or a hostile config, and products of

@@ -192,29 +192,16 @@ impl<'a> Trainer<'a> {
             meter.start()?;
         }
         let parts = self.recipe.accumulate.max(1);
-        let mut tokens = 0;
-        let mut operations = Some(0.0);
-        let mut sum: Option<(Tensor, Grads)> = None;
-        for _ in 0..parts {
-            let MicroBatch {
-                mean,
-                count,
-                operations: more,
-                grads,
-            } = self.micro_batch()?;
-            tokens += count as u64;
-            operations = operations.zip(more).map(|(a, b)| a + b);
-            sum = Some(match sum.take() {
-                None => (mean, grads),
-                Some((loss, mut sum)) => {
-                    sum.add(grads)?;
-                    (loss.add(&mean)?, sum)
-                }
-            });
+        let mut sum = self.micro_batch()?;
+        for _ in 1..parts {
+            sum.add(self.micro_batch()?)?;
         }
-        let Some((losses, grads)) = sum else {
-            return Ok(());
-        };
+        let MicroBatch {
+            loss: losses,
+            tokens,
+            operations,
+            grads,
+        } = sum;
         let rate = self.recipe.rate(&self.progress);
         let clip = self.recipe.clip;
         let measured = timed(&mut self.times.optimizer, || {
@@ -264,7 +251,7 @@ impl<'a> Trainer<'a> {
         let batch = timed(&mut times.data, || self.batches.next_batch())?;
         let (task, recorder) = (self.task, &mut self.recorder);
         let replayed = timed(&mut times.forward, || recorder.replay(task, &batch))?;
-        let (mean, grads) = match replayed {
+        let (loss, grads) = match replayed {
             Some(outcome) => outcome,
             None => {
                 let mean = timed(&mut times.forward, || Ok(task.loss(&batch)?.mean_all()?))?;
@@ -280,8 +267,8 @@ impl<'a> Trainer<'a> {
             }
         };
         Ok(MicroBatch {
-            mean,
-            count: task.tokens(&batch),
+            loss,
+            tokens: task.tokens(&batch) as u64,
             operations: task.operations(&batch),
             grads,
         })
@@ -349,15 +336,24 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// What came of a micro-batch.
+/// What came of a micro-batch, or of several.
 struct MicroBatch {
-    /// Loss, [].
-    mean: Tensor,
-    /// Tokens.
-    count: usize,
-    /// Floating-point operations.
+    /// Mean loss [], or the sum of several.
+    loss: Tensor,
+    tokens: u64,
+    /// Floating-point operations, where that is known.
     operations: Option<f64>,
     grads: Grads,
+}
+
+impl MicroBatch {
+    fn add(&mut self, other: MicroBatch) -> Result<()> {
+        self.loss = self.loss.add(&other.loss)?;
+        self.tokens += other.tokens;
+        let both = self.operations.zip(other.operations);
+        self.operations = both.map(|(a, b)| a + b);
+        self.grads.add(other.grads)
+    }
 }
 
 /// Run `f` and add its seconds to a sum.

@@ -24,7 +24,8 @@ use super::blocks::{
 use super::chunk::{Saved, all_pairs, load_state, store_state};
 use super::keys::{Keys, Pairs};
 use super::keys_backward::{KeyGradients, KeyRows};
-use super::{Dims, Gate, Inputs, Layout, Span, Unit, rows_by_unit};
+use super::{Dims, Gate, Inputs, Layout, Span, Unit};
+use crate::shared::rows::rows_by_unit;
 
 /// Gradients of everything in [`Inputs`], in the same layouts. `decay` is empty if nothing decays.
 pub struct Gradients<R: Real> {

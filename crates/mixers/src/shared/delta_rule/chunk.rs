@@ -22,7 +22,8 @@ use super::blocks::{
     LANES, Lane, Lanes, Left, Mode, lane, lanes, product, scale_rows, solve_lower, store,
 };
 use super::keys::{Keys, Pairs};
-use super::{Dims, Inputs, Layout, Span, Unit, rows_by_unit};
+use super::{Dims, Inputs, Layout, Span, Unit};
+use crate::shared::rows::rows_by_unit;
 
 /// What [`forward`] returns.
 pub struct Forward<R: Real> {

@@ -92,7 +92,7 @@ fn rows_of_units<'a, R>(
     width: usize,
     units: &[Unit],
 ) -> Vec<Vec<Vec<&'a mut [R]>>> {
-    let mut lists = super::delta_rule::rows_by_unit(data, dims.tokens, dims.heads, width);
+    let mut lists = super::rows::rows_by_unit(data, dims.tokens, dims.heads, width);
     let mut of_unit = |u: &Unit| {
         (u.first..u.first + u.rows)
             .map(|b| std::mem::take(&mut lists[b * dims.heads + u.head]))
